@@ -1,0 +1,1 @@
+"""Attention operators over plain arrays. They know nothing of models."""

@@ -1,0 +1,1 @@
+"""Sources of examples and the way from them to batches."""

@@ -1,0 +1,1 @@
+"""The shared primitives: one file an idea."""
