@@ -8,7 +8,7 @@ import pathlib
 
 _PUBLIC = {
     "InputError": "errors",
-    "Train": "layers.mode",
+    "Train": "functional",
     "apply": "functional",
     "create_model": "registry",
     "init": "functional",

@@ -18,6 +18,11 @@ def dotted(path):
     return ".".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
 
 
+def is_stacked(path):
+    """Whether a leaf at this path holds the parameters of several blocks along its leading axis."""
+    return STACKED in dotted(path).split(".")
+
+
 def names(path, leaf):
     """The names that a leaf stands for: one, or one a block where the leaf is stacked.
 
@@ -29,7 +34,7 @@ def names(path, leaf):
       A tuple of names. `blocks.stacked.norm1.scale` of shape [2, C] gives `blocks.0.norm1.scale`, `blocks.1.norm1.scale`.
     """
     name = dotted(path)
-    if STACKED not in name.split("."):
+    if not is_stacked(path):
         return (name,)
     before, after = re.split(rf"(?:^|(?<=\.)){STACKED}(?=\.|$)", name, maxsplit=1)
     return tuple(f"{before}{i}{after}" for i in range(leaf.shape[0]))

@@ -1,0 +1,76 @@
+"""Multi-head self-attention over tokens (Vaswani et al., 2017, section 3.2)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vision_jax.functional import tap
+from vision_jax.layers.drop import dropout
+from vision_jax.layers.linear import Linear
+from vision_jax.parameters import param, trunc_normal, zeros
+
+
+class QKV(nnx.Module):
+    """Queries, keys and values: [..., C] -> three [..., heads, head_dim].
+
+    The kernel is stored [C, 3, heads, head_dim] and applied as three products: the heads can be split over a mesh axis
+    without gathering anything, which a fused (C, 3C) kernel cannot.
+
+    Args:
+      dim: channels in.
+      num_heads, head_dim: shape of the result.
+      bias: whether a bias is added.
+      dtype: dtype of the computation.
+    """
+
+    def __init__(self, dim, num_heads, head_dim, *, bias=True, init=trunc_normal, dtype=jnp.float32):
+        self.dtype = dtype
+        self.kernel = param((dim, 3, num_heads, head_dim), init, (dim, 3 * num_heads * head_dim))
+        self.bias = param((3, num_heads, head_dim), zeros) if bias else None
+
+    def __call__(self, x):
+        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        out = [jnp.einsum("...c,chd->...hd", x, kernel[:, i]) for i in range(3)]
+        if self.bias is None:
+            return out
+        return [y + b for y, b in zip(out, self.bias[...].astype(self.dtype), strict=True)]
+
+
+class Attention(nnx.Module):
+    """Self-attention, [B, N, C] -> [B, N, C].
+
+    Args:
+      dim: channels.
+      num_heads: number of heads; divides dim.
+      qkv_bias: whether the projections to queries, keys and values have a bias.
+      qk_norm: a norm `(head_dim) -> module` on queries and keys, or None.
+      attn_drop, proj_drop: dropout of the attention weights and of the result.
+      dtype: dtype of the computation; the softmax is at least float32.
+    """
+
+    def __init__(self, dim, num_heads, *, qkv_bias=True, qk_norm=None, attn_drop=0.0, proj_drop=0.0, dtype=jnp.float32):
+        self.attn_drop, self.proj_drop = attn_drop, proj_drop
+        head_dim = dim // num_heads
+        self.qkv = QKV(dim, num_heads, head_dim, bias=qkv_bias, dtype=dtype)
+        self.q_norm, self.k_norm = (qk_norm(head_dim), qk_norm(head_dim)) if qk_norm else (None, None)
+        self.proj = Linear(dim, dim, dtype=dtype)
+
+    def __call__(self, x, train=None):
+        q, k, v = self.qkv(x)
+        if self.q_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        probabilities = tap(self, "probabilities", attention_probabilities(q, k))
+        out = aggregate(dropout(probabilities, self.attn_drop, train), v)
+        return dropout(self.proj(out.reshape(x.shape)), self.proj_drop, train)
+
+
+def attention_probabilities(q, k, scale=None):
+    """softmax(q k^T scale) over the keys, [B, Nq, heads, d] and [B, Nk, heads, d] -> [B, heads, Nq, Nk], at least float32."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
+    return jax.nn.softmax(scores * scale, axis=-1)
+
+
+def aggregate(probabilities, v):
+    """The keys' values weighted, [B, heads, Nq, Nk] and [B, Nk, heads, d] -> [B, Nq, heads, d]."""
+    return jnp.einsum("bhqk,bkhd->bqhd", probabilities.astype(v.dtype), v)

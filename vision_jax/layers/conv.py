@@ -1,0 +1,46 @@
+"""Convolution over the spatial axes of a channels-last map."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vision_jax.parameters import param, trunc_normal, zeros
+
+
+class Conv(nnx.Module):
+    """[B, H, W, Cin] -> [B, H', W', Cout], torch's Conv2d (cross-correlation, symmetric padding).
+
+    Args:
+      din, dout: channels in and out; `groups` divides both.
+      kernel_size, stride, dilation: an int or one for each axis.
+      padding: an int or one for each axis, on both sides; None keeps the size of an odd kernel at stride 1.
+      groups: number of groups of channels that do not mix; `groups=din` is depthwise.
+      bias: whether a bias is added.
+      init, bias_init: initialisers.
+      dtype: dtype of the computation; the parameters are float32.
+    """
+
+    def __init__(
+        self, din, dout, kernel_size, *, stride=1, padding=None, dilation=1, groups=1, bias=True,
+        init=trunc_normal, bias_init=zeros, dtype=jnp.float32,
+    ):  # fmt: skip
+        kernel_size, self.stride, self.dilation = pair(kernel_size), pair(stride), pair(dilation)
+        if padding is None:
+            padding = tuple(d * (k - 1) // 2 for k, d in zip(kernel_size, self.dilation, strict=True))
+        self.padding, self.groups, self.dtype = tuple((p, p) for p in pair(padding)), groups, dtype
+        taps = kernel_size[0] * kernel_size[1]
+        fans = (taps * din // groups, taps * dout // groups)
+        self.kernel = param((*kernel_size, din // groups, dout), init, fans)
+        self.bias = param((dout,), bias_init, fans) if bias else None
+
+    def __call__(self, x):
+        y = jax.lax.conv_general_dilated(
+            x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride, self.padding,
+            rhs_dilation=self.dilation, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=self.groups,
+        )  # fmt: skip
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+def pair(x):
+    """An int for both axes, or one for each -> a tuple of two."""
+    return tuple(x) if isinstance(x, (tuple, list)) else (x, x)

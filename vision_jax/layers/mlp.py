@@ -1,0 +1,24 @@
+"""Feed-forward networks."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vision_jax.layers.drop import dropout
+from vision_jax.layers.linear import Linear
+
+gelu = functools.partial(jax.nn.gelu, approximate=False)
+
+
+class Mlp(nnx.Module):
+    """Two linear maps with an activation between, [..., C] -> [..., C] (Vaswani et al., 2017, equation 2; GELU as in ViT)."""
+
+    def __init__(self, dim, hidden, *, act=gelu, drop=0.0, linear=Linear, dtype=jnp.float32):
+        self.act, self.drop = act, drop
+        self.fc1, self.fc2 = linear(dim, hidden, dtype=dtype), linear(hidden, dim, dtype=dtype)
+
+    def __call__(self, x, train=None):
+        x = dropout(self.act(self.fc1(x)), self.drop, train)
+        return dropout(self.fc2(x), self.drop, train)

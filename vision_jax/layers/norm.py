@@ -1,0 +1,55 @@
+"""Normalisation with the references' arithmetic: two-pass variance, explicit epsilon, at least float32."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vision_jax.parameters import batch_stat, ones, param, zeros
+
+
+class LayerNorm(nnx.Module):
+    """Normalises the channels of every token, [..., C] -> [..., C] (Ba et al., 2016, arXiv:1607.06450)."""
+
+    def __init__(self, dim, *, epsilon, bias=True, dtype=jnp.float32):
+        self.epsilon, self.dtype = epsilon, dtype
+        self.scale = param((dim,), ones)
+        self.bias = param((dim,), zeros) if bias else None
+
+    def __call__(self, x):
+        x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
+        x = x - x.mean(-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
+        x = x * self.scale[...]
+        return (x if self.bias is None else x + self.bias[...]).astype(self.dtype)
+
+
+class BatchNorm(nnx.Module):
+    """Normalises every channel over the batch and the map, [B, ..., C] -> [B, ..., C] (Ioffe & Szegedy, 2015, arXiv:1502.03167).
+
+    Training takes the statistics of the whole batch, over all devices, and moves the running ones towards them;
+    evaluation takes the running ones. As in torch the running variance is the unbiased one, the batch's own is not.
+
+    Args:
+      dim: channels.
+      epsilon: added to the variance.
+      momentum: weight of the new batch in the running statistics.
+      scale_init: initialiser of the scale; `zeros` starts a residual branch as the identity.
+      dtype: dtype of the result; the statistics are at least float32.
+    """
+
+    def __init__(self, dim, *, epsilon=1e-5, momentum=0.1, scale_init=ones, dtype=jnp.float32):
+        self.epsilon, self.momentum, self.dtype = epsilon, momentum, dtype
+        self.scale, self.bias = param((dim,), scale_init), param((dim,), zeros)
+        self.mean, self.var = batch_stat((dim,), zeros), batch_stat((dim,), ones)
+
+    def __call__(self, x, train=None):
+        x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
+        mean, var = self.mean[...], self.var[...]
+        if train:
+            axes, n = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+            batch_mean = x.mean(axes)
+            batch_var = jnp.square(x - batch_mean).mean(axes)
+            self.mean[...] = mean + self.momentum * (batch_mean - mean)
+            self.var[...] = var + self.momentum * (batch_var * (n / max(n - 1, 1)) - var)
+            mean, var = batch_mean, batch_var
+        return ((x - mean) * (jax.lax.rsqrt(var + self.epsilon) * self.scale[...]) + self.bias[...]).astype(self.dtype)

@@ -1,0 +1,101 @@
+"""The device mesh: the names of its axes, and constraints that read the mesh in force.
+
+Three axes, outermost first: `data` (copies of the model), `fsdp` (the batch too, and the parameters split over it),
+`tensor` (attention heads and hidden features split over it). With no mesh in force every helper is the identity, so
+that layers need not know whether they run on one device or on a pod.
+"""
+
+import contextlib
+import contextvars
+import math
+
+import jax
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from vision_jax.errors import InputError
+
+DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
+AXES = (DATA, FSDP, TENSOR)
+BATCH = (DATA, FSDP)  # the axes over which the examples of a batch are split
+
+
+def make_mesh(data=-1, fsdp=1, tensor=1, devices=None):
+    """A mesh with the axes (data, fsdp, tensor).
+
+    Args:
+      data, fsdp, tensor: sizes; at most one may be -1, and takes the devices that the others leave.
+      devices: the devices to use; all by default.
+
+    Returns:
+      A `jax.sharding.Mesh` with `AxisType.Auto` axes (JAX's default, Explicit, refuses window partitions).
+
+    Raises:
+      InputError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = {DATA: data, FSDP: fsdp, TENSOR: tensor}
+    free = [axis for axis, size in sizes.items() if size == -1]
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if len(free) == 1 and known > 0 and len(devices) % known == 0:
+        sizes[free[0]] = len(devices) // known
+    elif free or known != len(devices):
+        raise InputError(
+            f"mesh={sizes} does not fit {len(devices)} devices: the sizes must multiply to it, at most one of them -1"
+        )
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def fit(spec, shape, mesh):
+    """`spec` without the axes that the mesh lacks, that are already manual, or that do not divide the dimension.
+
+    Args:
+      spec: for each dimension None, an axis or a tuple of axes; missing trailing ones are None.
+      shape: the array's shape.
+      mesh: a concrete or abstract mesh.
+    """
+    manual = set(getattr(mesh, "manual_axes", ()))
+    out = []
+    for size, axes in zip(shape, (*spec, *(None,) * (len(shape) - len(spec))), strict=True):
+        kept, product = [], 1
+        for axis in axes if isinstance(axes, tuple) else (axes,):
+            if axis in mesh.shape and axis not in manual and size % (product * mesh.shape[axis]) == 0:
+                kept.append(axis)
+                product *= mesh.shape[axis]
+        out.append(tuple(kept) if len(kept) > 1 else kept[0] if kept else None)
+    return P(*out)
+
+
+def constrain(x, *spec):
+    """Asks the compiler to lay x out as `spec` says on the mesh in force; the identity where there is none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or set(mesh.manual_axes) >= set(mesh.axis_names):
+        return x
+    return jax.lax.with_sharding_constraint(x, fit(spec, x.shape, mesh))
+
+
+def constrain_batch(x):
+    """Activations [B, ...]: the batch over (data, fsdp), everything else whole."""
+    return constrain(x, BATCH)
+
+
+_placement = contextvars.ContextVar("placement", default=None)
+
+
+@contextlib.contextmanager
+def placing(place):
+    """While in force, a stack of scanned blocks passes each layer's parameters through `place(name, leaf)`.
+
+    Parameters that are sharded for storage are gathered where they are used. For most that is the start of the step;
+    for stacked ones it must be inside the scan's body, or the whole stack would be gathered at once.
+    """
+    token = _placement.set(place)
+    try:
+        yield
+    finally:
+        _placement.reset(token)
+
+
+def placement():
+    """The function given to `placing`, or None."""
+    return _placement.get()

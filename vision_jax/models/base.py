@@ -1,0 +1,49 @@
+"""What every model shares."""
+
+from typing import NamedTuple
+
+from flax import nnx
+
+from vision_jax.errors import InputError
+
+
+class FeatureInfo(NamedTuple):
+    """One map of the pyramid (a tuple, because attributes of modules must be hashable)."""
+
+    name: str
+    channels: int
+    reduction: int
+
+
+class Model(nnx.Module):
+    """forward_features, then forward_head.
+
+    A family sets `config`, `feature_info` (one `FeatureInfo` for each map of the pyramid) and the methods
+    `forward_features(images, train=None, pyramid=False, out_indices=None)` and `forward_head(features, train=None)`.
+    """
+
+    def __call__(self, images, train=None):
+        """Images [B, H, W, C], normalised floats -> logits [B, num_classes], or features [B, C] if num_classes is 0."""
+        if images.ndim != 4 or images.shape[-1] != self.config.in_chans:
+            first = " They look channels-first: images.transpose(0, 2, 3, 1)." if _channels_first(images, self.config) else ""
+            raise InputError(
+                f"images of shape {tuple(images.shape)} given; [B, H, W, {self.config.in_chans}] is wanted.{first}"
+            )
+        return self.forward_head(self.forward_features(images, train), train)
+
+    def indices(self, out_indices):
+        """The maps asked for, as indices into `feature_info`; None means all, negative ones count from the end.
+
+        Raises:
+          InputError: an index out of range.
+        """
+        n = len(self.feature_info)
+        out_indices = range(n) if out_indices is None else out_indices
+        for i in out_indices:
+            if not -n <= i < n:
+                raise InputError(f"out_indices={tuple(out_indices)}: {i} is out of range, the model has {n} maps")
+        return tuple(i % n for i in out_indices)
+
+
+def _channels_first(images, config):
+    return images.ndim == 4 and images.shape[1] == config.in_chans

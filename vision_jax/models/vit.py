@@ -1,0 +1,131 @@
+"""ViT: An Image is Worth 16x16 Words (Dosovitskiy et al., 2021, arXiv:2010.11929).
+
+An image is cut into patches, each projected to a token; a learned position is added and a plain pre-norm transformer
+runs over the tokens. Official repository: google-research/vision_transformer; compared here with timm's.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax.numpy as jnp
+
+from vision_jax.errors import InputError
+from vision_jax.layers.attention import Attention
+from vision_jax.layers.block import Block
+from vision_jax.layers.conv import pair
+from vision_jax.layers.drop import dropout, linear_rates
+from vision_jax.layers.linear import Linear
+from vision_jax.layers.mlp import Mlp
+from vision_jax.layers.norm import LayerNorm
+from vision_jax.layers.patch import PatchEmbed
+from vision_jax.layers.stack import Stack
+from vision_jax.models.base import FeatureInfo, Model
+from vision_jax.parameters import Normal, param, trunc_normal
+from vision_jax.registry import check, register
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """A ViT. `global_pool`: "token" reads the class token, "avg" averages the patches (then normalised by fc_norm)."""
+
+    img_size: int | tuple = 224
+    patch_size: int | tuple = 16
+    in_chans: int = 3
+    num_classes: int = 1000
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    class_token: bool = True
+    global_pool: str = "token"
+    layer_scale_init: float | None = None
+    drop_rate: float = 0.0
+    pos_drop_rate: float = 0.0
+    proj_drop_rate: float = 0.0
+    attn_drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    scan_blocks: bool = False
+    remat: str | None = None
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        check(self.embed_dim % self.num_heads == 0, f"embed_dim={self.embed_dim} must be a multiple of num_heads={self.num_heads}")
+        check(self.global_pool in ("token", "avg"), f"global_pool={self.global_pool!r}: one of 'token', 'avg'")
+        check(self.class_token or self.global_pool != "token", "global_pool='token' needs class_token=True; or use 'avg'")
+        for size, patch in zip(pair(self.img_size), pair(self.patch_size), strict=True):
+            near = max(round(size / patch), 1) * patch
+            check(size % patch == 0, f"img_size={self.img_size} is not a multiple of patch_size={self.patch_size}; the nearest is {near}")
+
+
+class VisionTransformer(Model):
+    """Images [B, H, W, C] -> logits [B, num_classes]."""
+
+    def __init__(self, config):
+        c = self.config = config
+        kw, norm = dict(dtype=c.dtype), functools.partial(LayerNorm, epsilon=1e-6, dtype=c.dtype)
+        self.grid = tuple(s // p for s, p in zip(pair(c.img_size), pair(c.patch_size), strict=True))
+        self.patch_embed = PatchEmbed(c.in_chans, c.embed_dim, c.patch_size, **kw)
+        self.cls_token = param((1, 1, c.embed_dim), Normal(1e-6)) if c.class_token else None
+        self.pos_embed = param((1, int(c.class_token) + math.prod(self.grid), c.embed_dim), trunc_normal)
+
+        def block(index):
+            attn = Attention(
+                c.embed_dim, c.num_heads, qkv_bias=c.qkv_bias, qk_norm=norm if c.qk_norm else None,
+                attn_drop=c.attn_drop_rate, proj_drop=c.proj_drop_rate, **kw,
+            )  # fmt: skip
+            mlp = Mlp(c.embed_dim, int(c.embed_dim * c.mlp_ratio), drop=c.proj_drop_rate, **kw)
+            return Block(c.embed_dim, attn=attn, mlp=mlp, norm=norm, layer_scale=c.layer_scale_init, **kw)
+
+        (rates,) = linear_rates(c.drop_path_rate, (c.depth,))
+        self.blocks = Stack(block, rates, scan=c.scan_blocks, remat=c.remat)
+        self.norm = norm(c.embed_dim) if c.global_pool == "token" else None
+        self.fc_norm = norm(c.embed_dim) if c.global_pool == "avg" else None
+        self.head = Linear(c.embed_dim, c.num_classes, **kw) if c.num_classes else None
+        reduction = pair(c.patch_size)[0]
+        self.feature_info = tuple(FeatureInfo(f"blocks.{i}", c.embed_dim, reduction) for i in range(c.depth))
+
+    def forward_features(self, images, train=None, pyramid=False, out_indices=None):
+        """Images [B, H, W, C] -> tokens [B, (1 +) N, C], normalised if the class token is read.
+
+        pyramid=True gives the maps [B, H/p, W/p, C] after the blocks in `out_indices` instead, not normalised.
+        """
+        c, x = self.config, self.patch_embed(images)
+        B, H, W, C = x.shape
+        if (H, W) != self.grid:
+            raise InputError(f"images give {(H, W)} patches, the model has positions for {self.grid}: create_model(..., img_size={images.shape[1:3]})")
+        x = x.reshape(B, H * W, C)
+        if c.class_token:
+            x = jnp.concatenate([jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (B, 1, C)), x], axis=1)
+        x = dropout(x + self.pos_embed[...].astype(x.dtype), c.pos_drop_rate, train)
+        if pyramid:
+            _, maps = self.blocks(x, train, collect=self.indices(out_indices))
+            return [m[:, int(c.class_token) :].reshape(B, H, W, C) for m in maps]
+        x = self.blocks(x, train)
+        return self.norm(x) if self.norm else x
+
+    def forward_head(self, x, train=None):
+        """Tokens -> logits [B, num_classes], or pooled features [B, C] without a head."""
+        x = x[:, 0] if self.norm else self.fc_norm(x[:, int(self.config.class_token) :].mean(axis=1))
+        x = dropout(x, self.config.drop_rate, train)
+        return self.head(x) if self.head else x
+
+    def layer_groups(self):
+        """(pattern, group) for layer-wise decay: the embedding, each block, the head."""
+        blocks = tuple((rf"^blocks\.{i}\.", i + 1) for i in range(self.config.depth))
+        return ((r"^(patch_embed|cls_token|pos_embed)", 0), *blocks, (r"", self.config.depth + 1))
+
+
+def _vit(name, embed_dim, depth, num_heads, params, gmacs, **fields):
+    config = ViTConfig(embed_dim=embed_dim, depth=depth, num_heads=num_heads, **fields)
+    register(name, VisionTransformer, config, params=params, gmacs=gmacs, paper="2010.11929", licence="apache-2.0",
+             mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=0.9, tags=(("augreg_in21k_ft_in1k", f"timm/{name}.augreg_in21k_ft_in1k"),))  # fmt: skip
+
+
+_vit("vit_tiny_patch16_224", 192, 12, 3, 5_717_416, 1.26)
+_vit("vit_small_patch16_224", 384, 12, 6, 22_050_664, 4.61)
+_vit("vit_base_patch16_224", 768, 12, 12, 86_567_656, 17.58)
+_vit("vit_large_patch16_224", 1024, 24, 16, 304_326_632, 61.60)
