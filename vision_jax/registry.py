@@ -5,6 +5,7 @@ import fnmatch
 import functools
 import importlib
 import pkgutil
+import re
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +115,11 @@ def fill(model, seed=0):
             owner = functools.reduce(lambda node, key: node[key] if isinstance(key, int) else getattr(node, key), path, model)
             owner.set_value(jnp.array(draw_numpy(variable.get_metadata()["init"], keys, leaf, seed), leaf.dtype))
     return model
+
+
+def layer_group(groups, name):
+    """The group of a parameter's name: the first of the model's `layer_groups()`, (pattern, group), that matches."""
+    return next(group for pattern, group in groups if re.search(pattern, name))
 
 
 def check(condition, message):

@@ -1,0 +1,101 @@
+"""Where every array of the training state lies on the mesh: rules from name patterns to placements.
+
+Models carry no annotations. A rule is (regular expression searched in a leaf's name, placement); the first that
+matches decides, for parameters and for the optimiser's and the average's copies of them alike. Placements:
+
+- "replicate": whole on every device.
+- "fsdp": the longest dimension that divides is split over the fsdp axis.
+- "tensor:AXIS": dimension AXIS (negative: from the end) is split over the tensor axis, and another as "fsdp" says.
+
+Kernels are stored split and gathered where they are used (fully sharded data parallelism: ZeRO, arXiv:1910.02054,
+stage 3); heads and hidden features stay split in use (tensor parallelism: Megatron-LM, arXiv:1909.08053).
+"""
+
+import re
+
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vision_jax.errors import InputError, unknown
+from vision_jax.mesh import BATCH, FSDP, TENSOR, constrain, fit
+from vision_jax.names import is_stacked, names
+
+RULES = (
+    (r"\bqkv\.(kernel|bias)$", "tensor:-2"),  # [C, 3, heads, head_dim]: the heads
+    (r"\battn\.proj\.kernel$", "tensor:-2"),
+    (r"\bfc1\.kernel$", "tensor:-1"),
+    (r"\bfc1\.bias$", "tensor:-1"),
+    (r"\bfc2\.kernel$", "tensor:-2"),
+    (r"\.(bias|scale|gamma|mean|var|count|step)$", "replicate"),
+    (r"", "fsdp"),
+)
+
+
+def batch_sharding(mesh):
+    """The placement of batches: examples split over (data, fsdp)."""
+    return NamedSharding(mesh, P(BATCH))
+
+
+def replicated(mesh):
+    """The placement of what every device holds whole."""
+    return NamedSharding(mesh, P())
+
+
+def spec(path, leaf, mesh, rules=RULES):
+    """The PartitionSpec of one leaf: the first rule that matches its name, kept to what the mesh and the shape allow."""
+    name = names(path, leaf)[0]
+    pattern, placement = next(rule for rule in (*rules, *RULES) if re.search(rule[0], name))
+    axes = [None] * leaf.ndim
+    first = 1 if is_stacked(path) else 0  # the blocks of a scan are never split over devices
+    if placement.startswith("tensor:"):
+        axis = int(placement.removeprefix("tensor:"))
+        if first <= leaf.ndim + axis < leaf.ndim:
+            axes[axis] = TENSOR
+    elif placement not in ("fsdp", "replicate"):
+        raise unknown(f"placement for {pattern!r}", placement, ("fsdp", "replicate", "tensor:AXIS"))
+    axes = list(fit(axes, leaf.shape, mesh))
+    if placement != "replicate":
+        free = [i for i in range(first, leaf.ndim) if axes[i] is None and leaf.shape[i] % mesh.shape[FSDP] == 0]
+        if free:
+            axes[max(free, key=lambda i: leaf.shape[i])] = FSDP
+    return P(*axes)
+
+
+def shardings(tree, mesh, rules=RULES):
+    """A tree of `NamedSharding` like the tree of arrays or shapes."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: NamedSharding(mesh, spec(path, leaf, mesh, rules)), tree)
+
+
+def gather(params, mesh, rules=RULES, prefix=""):
+    """Parameters as they are used: whole over the fsdp axis, still split over the tensor axis.
+
+    Stacked ones are left as they lie, unless `prefix` names a stack: then `params` is one layer of it, inside the
+    scan's body, and is gathered there, one layer at a time.
+    """
+
+    def one(path, leaf):
+        if not prefix and is_stacked(path):
+            return leaf
+        path = (*(jax.tree_util.DictKey(part) for part in prefix.split(".")), *path) if prefix else path
+        whole = jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype) if prefix else leaf
+        axes = [axis if axis == TENSOR else None for axis in spec(path, whole, mesh, rules)]
+        return constrain(leaf, *(axes[1:] if prefix else axes))
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def constrain_tree(tree, mesh, rules=RULES):
+    """Asks the compiler to lay gradients out as their parameters are stored."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: constrain(leaf, *spec(path, leaf, mesh, rules)), tree)
+
+
+def check_batch(batch_size, mesh, accumulate=1, what="data.batch_size"):
+    """Raises InputError unless a batch divides over the devices that hold examples, times the accumulation."""
+    parts = mesh.shape[BATCH[0]] * mesh.shape[BATCH[1]] * accumulate
+    if batch_size % parts:
+        low, high = batch_size // parts * parts, -(-batch_size // parts) * parts
+        raise InputError(
+            f"{what}={batch_size} is not divisible by {parts} (mesh data={mesh.shape[BATCH[0]]} x "
+            f"fsdp={mesh.shape[BATCH[1]]} x accumulate={accumulate}); the nearest are {' and '.join(str(n) for n in (low, high) if n)}"
+        )

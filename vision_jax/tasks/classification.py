@@ -1,0 +1,113 @@
+"""Image classification: one class an image, with soft targets, label smoothing, and distillation from a teacher."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from vision_jax import registry
+from vision_jax.errors import InputError, unknown
+from vision_jax.functional import apply, split
+from vision_jax.tasks import losses
+
+LOSSES = {"softmax": losses.softmax_cross_entropy, "sigmoid": losses.sigmoid_cross_entropy}
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """The task.
+
+    Attributes:
+      class_names: names of the classes; their number is the model's `num_classes`.
+      loss: "softmax" (cross-entropy) or "sigmoid" (binary cross-entropy a class, as DeiT-III trains).
+      label_smoothing: probability spread over all classes.
+      teacher: a model's name to distil from, with `teacher_weights`, or "" for none.
+      distillation: "hard" or "soft" (DeiT, arXiv:2012.12877, equations 2 and 3), weighted by `distillation_weight`
+        against the labels' loss; soft targets at `temperature`.
+    """
+
+    class_names: tuple
+    loss: str = "softmax"
+    label_smoothing: float = 0.0
+    teacher: str = ""
+    teacher_weights: str = ""
+    distillation: str = "hard"
+    distillation_weight: float = 0.5
+    temperature: float = 1.0
+
+    better = "accuracy"  # the metric that says which checkpoint is best
+
+    def __post_init__(self):
+        if self.loss not in LOSSES:
+            raise unknown("task.loss", self.loss, LOSSES)
+        if self.teacher and not self.teacher_weights:
+            raise InputError(f"task.teacher={self.teacher!r} needs task.teacher_weights, a safetensors file or a run's workdir")
+
+    def model_fields(self):
+        """The config fields that the task decides of the model."""
+        return {"num_classes": len(self.class_names)}
+
+    @functools.cached_property
+    def _teacher(self):
+        model = registry.create_model(self.teacher, abstract=True, **self.model_fields())
+        return split(model)
+
+    def frozen_shapes(self):
+        """Shapes of what the loss needs beside the model and is not trained: the teacher's variables."""
+        return {"teacher": self._teacher[1]} if self.teacher else {}
+
+    def train_loss(self, static, variables, frozen, batch, key):
+        """The loss of a batch in train mode.
+
+        Args:
+          static, variables: the model.
+          frozen: arrays in the shapes of `frozen_shapes()`.
+          batch: "image" [B, H, W, C] normalised, "label" [B]; after mixing "label_mixed" [B] and "mix_weight" [B].
+          key: of dropout and drop-path.
+
+        Returns:
+          (loss, (state, metrics)): a scalar, the updated collections, scalars for the log.
+        """
+        logits, state = apply(static, variables, batch["image"], train=True, key=key)
+        logits, distilled = logits if isinstance(logits, tuple) else (logits, logits)
+        loss = LOSSES[self.loss](logits, self._targets(batch)).mean()
+        if self.teacher:
+            taught, _ = apply(self._teacher[0], frozen["teacher"], batch["image"])
+            taught = losses.distillation(distilled, taught, self.distillation, self.temperature).mean()
+            loss = (1 - self.distillation_weight) * loss + self.distillation_weight * taught
+        return loss, (state, {"loss": loss, "accuracy": (logits.argmax(-1) == batch["label"]).mean(dtype=jnp.float32)})
+
+    def _targets(self, batch):
+        k = len(self.class_names)
+        if "label_mixed" in batch:
+            return losses.mixed_targets(batch["label"], batch["label_mixed"], batch["mix_weight"], k, self.label_smoothing)
+        return losses.smooth(batch["label"], k, self.label_smoothing)
+
+    def evaluate(self, static, variables, batch):
+        """Sums over the examples that `batch["mask"]` marks as real: to be added up over batches."""
+        logits, _ = apply(static, variables, batch["image"])
+        mask, label, k = batch["mask"].astype(jnp.float32), batch["label"], len(self.class_names)
+        rank = (logits > jnp.take_along_axis(logits, label[:, None], 1)).sum(-1)
+        predicted = logits.argmax(-1)
+        loss = LOSSES[self.loss](logits, jax.nn.one_hot(label, k))
+        return {
+            "count": mask.sum(),
+            "loss": jnp.where(batch["mask"], loss, 0).sum(),
+            "top1": (mask * (predicted == label)).sum(),
+            "top5": (mask * (rank < 5)).sum(),
+            "confusion": jnp.zeros((k, k), jnp.float32).at[label, predicted].add(mask),
+        }
+
+    def metrics(self, sums):
+        """The sums of a whole split -> scalars: loss, accuracy (top-1), and top-5 where it says something."""
+        out = {"loss": sums["loss"] / sums["count"], "accuracy": sums["top1"] / sums["count"]}
+        if len(self.class_names) > 5:
+            out["accuracy_top5"] = sums["top5"] / sums["count"]
+        return {name: float(value) for name, value in out.items()}
+
+    def predict(self, static, variables, images):
+        """Images [B, H, W, C], normalised -> probabilities [B, num_classes]."""
+        logits, _ = apply(static, variables, images)
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        return jax.nn.softmax(logits) if self.loss == "softmax" else jax.nn.sigmoid(logits)

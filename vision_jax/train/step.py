@@ -1,0 +1,125 @@
+"""One step of training and of evaluation, as pure functions over the state.
+
+The state is a dict: "step", "data_position" (batches consumed), the model's collections ("params", "batch_stats", ...),
+"opt_state", and "ema" where an average of the model is kept. Whatever is random is drawn from (seed, step).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vision_jax.mesh import constrain, placing
+from vision_jax.mesh import BATCH
+from vision_jax.parallel import sharding
+from vision_jax.train.ema import ema_update
+
+_OTHER = ("step", "data_position", "opt_state", "ema")
+
+
+def collections(state):
+    """The model's variables in a state."""
+    return {name: tree for name, tree in state.items() if name not in _OTHER}
+
+
+def evaluated(state):
+    """The variables that are evaluated and shipped: the average where there is one."""
+    return state.get("ema", collections(state))
+
+
+def initial_state(variables, optimizer, average):
+    """The state before the first step.
+
+    Args:
+      variables: the model's.
+      optimizer: an `optax.GradientTransformation`.
+      average: whether an average of the model is kept.
+    """
+    state = {"step": jnp.int32(0), "data_position": jnp.int32(0), **variables}
+    state["opt_state"] = optimizer.init(variables["params"])
+    if average:
+        state["ema"] = jax.tree.map(jnp.copy, variables)
+    return state
+
+
+def make_train_step(static, task, optimizer, device_ops, mesh, rules, *, seed, accumulate=1, ema_decay=0.0):
+    """The function (state, batch, frozen) -> (state, metrics), to be jitted with a donated state.
+
+    Args:
+      static: the model.
+      task: see `vision_jax.tasks`.
+      optimizer: an `optax.GradientTransformation`.
+      device_ops: (key, batch) -> batch: normalisation, mixing.
+      mesh, rules: where parameters lie; they are gathered where they are used.
+      seed: of everything random in the step.
+      accumulate: microbatches; gradients are averaged over them, batch statistics pass from one to the next.
+      ema_decay: decay of the average of the model, 0 for none.
+
+    Metrics are the task's scalars, "grad_norm", and "finite", bool for each leaf of the gradient in the tree's order.
+    """
+
+    def loss_of(params, others, frozen, batch, key):
+        with placing(lambda name, layer: sharding.gather(layer, mesh, rules, prefix=name)):
+            variables = {"params": sharding.gather(params, mesh, rules), **others}
+            return task.train_loss(static, variables, frozen, batch, key)
+
+    def gradients(params, others, frozen, batch, key):
+        (_, (others, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(params, others, frozen, batch, key)
+        return sharding.constrain_tree(grads, mesh, rules), others, metrics
+
+    def accumulated(params, others, frozen, batch, key):
+        # microbatch i takes examples i, i + accumulate, ...: each device keeps its own
+        batch = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+        batch = jax.tree.map(lambda x: constrain(x, None, BATCH), batch)
+        zeros = sharding.constrain_tree(jax.tree.map(jnp.zeros_like, params), mesh, rules)
+
+        def body(carry, xs):
+            total, others = carry
+            grads, others, metrics = gradients(params, others, frozen, *xs)
+            return (jax.tree.map(jnp.add, total, grads), others), metrics
+
+        (total, others), metrics = jax.lax.scan(body, (zeros, others), (batch, jax.random.split(key, accumulate)))
+        return jax.tree.map(lambda g: g / accumulate, total), others, jax.tree.map(jnp.mean, metrics)
+
+    def step(state, batch, frozen):
+        variables = collections(state)
+        params, others = variables["params"], {k: v for k, v in variables.items() if k != "params"}
+        mix_key, model_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state["step"]))
+        batch = device_ops(mix_key, batch)
+        compute = gradients if accumulate == 1 else accumulated
+        grads, others, metrics = compute(params, others, frozen, batch, model_key)
+        updates, opt_state = optimizer.update(grads, state["opt_state"], params)
+        variables = {"params": optax.apply_updates(params, updates), **others}
+        new = {"step": state["step"] + 1, "data_position": state["data_position"] + 1, **variables, "opt_state": opt_state}
+        if ema_decay:
+            new["ema"] = ema_update(state["ema"], variables, state["step"], ema_decay, warmup=True)
+        metrics |= {
+            "grad_norm": optax.global_norm(grads),
+            "finite": jnp.stack([jnp.isfinite(g).all() for g in jax.tree.leaves(grads)]),
+        }
+        if "replaced" in batch:
+            metrics["images_replaced"] = batch["replaced"].sum()
+        return new, metrics
+
+    return step
+
+
+def make_eval_step(static, task, device_ops, mesh, rules):
+    """The function (variables, batch) -> sums, to be jitted."""
+
+    def step(variables, batch):
+        with placing(lambda name, layer: sharding.gather(layer, mesh, rules, prefix=name)):
+            variables = {**variables, "params": sharding.gather(variables["params"], mesh, rules)}
+            return task.evaluate(static, variables, device_ops(None, batch))
+
+    return step
+
+
+def make_predict_step(static, task, device_ops):
+    """The function (variables, images [B, H, W, C] uint8) -> probabilities, to be jitted."""
+
+    def step(variables, images):
+        return task.predict(static, variables, device_ops(None, {"image": images})["image"])
+
+    return step
