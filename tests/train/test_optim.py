@@ -225,6 +225,16 @@ def test_muon_orthogonalises_matrices_and_leaves_the_rest_to_adamw(x64, scan):
         np.testing.assert_allclose(got[name], p - LR * (direction + DECAY * p), rtol=1e-5, atol=1e-7, err_msg=name)
 
 
+@pytest.mark.parametrize("name", ["lamb", "muon"])
+def test_a_stack_of_one_block_trains_as_the_block(name):
+    block = {"fc1": {"kernel": jnp.arange(6.0).reshape(2, 3) + 1}}
+    results = []
+    for params in ({"0": block}, {names.STACKED: jax.tree.map(lambda leaf: leaf[None], block)}):
+        tx = make_optimizer({"name": name, "weight_decay": DECAY}, params, schedule=LR)
+        results.append(names.unstack({"blocks": tx.update(params, tx.init(params), params)[0]}))
+    np.testing.assert_allclose(*[r["blocks"]["0"]["fc1"]["kernel"] for r in results], rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lion", "lamb", "muon"])
 def test_state_is_found_by_the_parameters_names_and_moments_have_their_dtype(name):
     params = jax.eval_shape(lambda: _stacked(_random(0, jnp.float32)))

@@ -14,7 +14,7 @@ import optax
 from optax import contrib
 
 from vision_jax import errors
-from vision_jax.names import map_named
+from vision_jax.names import STACKED, dotted, map_named
 
 # Biases; what norms and layer scales multiply by (logit scales too); tokens, tables of positions, temperatures; the
 # vectors of affine layers and of state spaces; Swin V2's network for positions.
@@ -112,19 +112,12 @@ def _muon(
 ):
     # Updates scaled to AdamW's root mean square (arXiv:2502.16982, equation 4) let both share one learning rate.
     # The rate of -1 undoes optax's change of sign, which comes with the schedule, after the decay.
-    muon = contrib.muon(
-        -1.0,
-        ns_steps=ns_steps,
-        beta=beta,
-        eps=eps,
-        mu_dtype=dtype,
-        nesterov=nesterov,
-        muon_weight_dimension_numbers=lambda tree: map_named(_matrix_axes, tree),
-        consistent_rms=consistent_rms,
-    )
+    axes = {"muon_weight_dimension_numbers": lambda tree: jax.tree_util.tree_map_with_path(_matrix_axes, tree)}
+    shared = {"ns_steps": ns_steps, "beta": beta, "eps": eps, "nesterov": nesterov, "consistent_rms": consistent_rms}
+    muon = contrib.muon(-1.0, mu_dtype=dtype, **shared, **axes)
 
     def labels(tree):
-        return map_named(lambda names, leaf: "muon" if _matrix_axes(names, leaf) else "adamw", tree)
+        return jax.tree_util.tree_map_with_path(lambda *leaf: "muon" if _matrix_axes(*leaf) else "adamw", tree)
 
     # optax's own AdamW for the rest would take `nesterov` too, and be NAdamW.
     directions = optax.partition({"muon": muon, "adamw": optax.scale_by_adam(b1, b2, eps, mu_dtype=dtype)}, labels)
@@ -134,15 +127,16 @@ def _muon(
 _BUILDERS = {"adamw": _adamw, "sgd": _sgd, "lamb": _lamb, "lion": _lion, "muon": _muon}
 
 
-def _matrix_axes(names, leaf):
+def _matrix_axes(path, leaf):
     """Which axes of a kernel are a matrix's input and output; the others count matrices. None where it is no matrix."""
-    if not names[0].endswith(".kernel") or re.search(r"(^|\.)(head(_\w+)?|\w*embed\w*|classifier)\.", names[0]):
+    name = dotted(path)
+    if not name.endswith(".kernel") or re.search(r"(^|\.)(head(_\w+)?|\w*embed\w*|classifier)\.", name):
         return None
-    blocks = int(len(names) > 1)
+    blocks = int(STACKED in name.split("."))
     shape = leaf.shape[blocks:]
     if len(shape) == 2:  # [C, D]
         axes = (0, 1)
-    elif len(shape) == 4 and re.search(r"(qkv|kv)\.kernel$", names[0]):  # [C, 3, heads, head_dim]: q, k and v apart
+    elif len(shape) == 4 and re.search(r"(qkv|kv)\.kernel$", name):  # [C, 3, heads, head_dim]: q, k and v apart
         axes = (0, 2, 3)
     elif len(shape) == 3 and shape[1] == 2:  # [C, 2, hidden]: gate and value apart
         axes = (0, 2)
