@@ -31,11 +31,5 @@ def test_public_names_load_on_first_use():
         vision_jax.no_such_name  # noqa: B018 - the access is what is tested
 
 
-def test_kernels_beside_the_package_are_part_of_it(root):
-    import vision_jax.kernels
-
-    assert vision_jax.kernels.__file__ == str(root / "kernels" / "__init__.py")
-
-
 def test_tests_see_eight_devices():
     assert jax.device_count() == 8
