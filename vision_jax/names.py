@@ -31,7 +31,8 @@ def names(path, leaf):
       leaf: the leaf, or its shape; its leading axis counts the blocks when stacked.
 
     Returns:
-      A tuple of names. `blocks.stacked.norm1.scale` of shape [2, C] gives `blocks.0.norm1.scale`, `blocks.1.norm1.scale`.
+      A tuple of names. `blocks.stacked.norm1.scale` of shape [2, C] gives `blocks.0.norm1.scale` and
+      `blocks.1.norm1.scale`.
     """
     name = dotted(path)
     if not is_stacked(path):
