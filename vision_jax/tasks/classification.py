@@ -12,6 +12,7 @@ from vision_jax.functional import apply, split
 from vision_jax.tasks import losses
 
 LOSSES = {"softmax": losses.softmax_cross_entropy, "sigmoid": losses.sigmoid_cross_entropy}
+CONFUSION_MOST = 1000  # classes for which a confusion matrix is kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,13 +92,15 @@ class Classification:
         rank = (logits > jnp.take_along_axis(logits, label[:, None], 1)).sum(-1)
         predicted = logits.argmax(-1)
         loss = LOSSES[self.loss](logits, jax.nn.one_hot(label, k))
-        return {
+        sums = {
             "count": mask.sum(),
             "loss": jnp.where(batch["mask"], loss, 0).sum(),
             "top1": (mask * (predicted == label)).sum(),
             "top5": (mask * (rank < 5)).sum(),
-            "confusion": jnp.zeros((k, k), jnp.float32).at[label, predicted].add(mask),
         }
+        if k <= CONFUSION_MOST:
+            sums["confusion"] = jnp.zeros((k, k), jnp.float32).at[label, predicted].add(mask)
+        return sums
 
     def metrics(self, sums):
         """The sums of a whole split -> scalars: loss, accuracy (top-1), and top-5 where it says something."""

@@ -206,6 +206,36 @@ def read(directory, collections=("params", "batch_stats", "ema"), step=None):
     return _first_whole(load, directory, _listed(directory), step)[0]
 
 
+def restore_part(directory, abstract_state, step=None):
+    """Reads a part of a checkpoint onto a mesh, to evaluate or ship a model. Changes nothing there.
+
+    Args:
+      directory: as given to the `Checkpointer` that wrote it.
+      abstract_state: as `Checkpointer.restore` takes it, of some of the saved state's collections, each of them whole.
+      step: which one; the newest that is whole if None.
+
+    Returns:
+      (the part of the state, its step).
+
+    Raises:
+      InputError: if there is no such checkpoint, none is whole, or it holds other names or shapes.
+    """
+    directory = epath.Path(directory).absolute()
+    wanted = named_state.targets(abstract_state)
+    collections = {name.partition(".")[0] for name in wanted}
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+
+    def load(step):
+        found = {n: x for n, x in _metadata(directory / str(step)).items() if n.partition(".")[0] in collections}
+        named_state.check_match(found, wanted, f"checkpoint {step} in {directory}")
+        with context:
+            return named_state.from_named(ocp.load(directory / str(step), wanted), abstract_state)
+
+    state, step, _ = _first_whole(load, directory, _listed(directory), step)
+    return state, step
+
+
 def _first_whole(load, directory, steps, step):
     """(what `load` gives, for which step, the damaged newer steps): the newest of `steps` that loads, or `step` alone."""
     if step is not None and step not in steps:

@@ -157,12 +157,14 @@ def save_config(config, path):
     pathlib.Path(path).write_text(config.to_json_best_effort(indent=2) + "\n")
 
 
-def read_config(path):
-    """Reads what `save_config` wrote."""
+def read_config(path, overrides=()):
+    """Reads what `save_config` wrote, and applies overrides."""
     if not pathlib.Path(path).is_file():
         raise InputError(f"{path}: there is no such file; is --workdir the directory of a run?")
     config = default_config()
     _merge(config, _tuples(json.loads(pathlib.Path(path).read_text())), "")
+    for field, value in overrides:
+        _override(config, field, value)
     return config
 
 

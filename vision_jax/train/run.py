@@ -3,6 +3,7 @@
 Training, evaluation, prediction and ahead-of-time compilation all start here, so that they cannot differ.
 """
 
+import copy
 import dataclasses
 import functools
 
@@ -32,7 +33,6 @@ class Run:
     task: object
     model: object  # abstract
     static: Static
-    image_shape: tuple  # of an example as the host hands it over, [H, W, C]
     eval_source: object
     eval_ops: tuple  # (host_ops, device_ops)
     train_source: object = None
@@ -47,6 +47,14 @@ class Run:
             value, batch_size=self.config.data.batch_size, num_examples=len(self.train_source),
             total_steps=self.total_steps or None, what=what,
         )  # fmt: skip
+
+    def resolved(self):
+        """The config with every field of the model's config and the classes: enough to build the model without data."""
+        config = copy.deepcopy(self.config)
+        fields = dataclasses.asdict(self.model.config)
+        config.model = {"name": config.model.name, **{key: value for key, value in fields.items() if key != "dtype"}}
+        config.task.class_names = self.task.class_names
+        return config
 
     def state_shapes(self):
         """The state's shapes, each with its sharding on the mesh."""
@@ -85,13 +93,13 @@ class Run:
         )
 
 
-def build(config, *, training, class_names=None):
+def build(config, *, training=False, evaluation=False):
     """Builds what a config describes.
 
     Args:
-      config: see `vision_jax.train.config`.
-      training: whether the training half is built too: the training source, the schedule and the optimiser.
-      class_names: the classes, where the evaluation source need not be opened (prediction); None opens it.
+      config: see `vision_jax.train.config`. Where no source is to be opened it must be a resolved one.
+      training: whether the training source, the schedule and the optimiser are built.
+      evaluation: whether the evaluation source is.
 
     Raises:
       InputError: whatever in the config cannot be, before anything is written.
@@ -104,19 +112,20 @@ def build(config, *, training, class_names=None):
         sharding.check_batch(config.data.batch_size, mesh, config.optim.accumulate)
         train_ops = split_ops(config.data.ops)
         train_source = load_source(config.data.source, config.data.split, **config.data.options)
-        class_names = train_source.class_names
-    if training or class_names is None:
+    if evaluation:
         sharding.check_batch(config.eval.batch_size, mesh, what="eval.batch_size")
         eval_source = load_source(config.data.source, config.eval.split, **{**config.data.options, **config.eval.options})
-        if class_names is not None and tuple(class_names) != tuple(eval_source.class_names):
-            raise InputError(_other_classes(class_names, eval_source.class_names))
-        class_names = eval_source.class_names
-    task = make_task(config.task, class_names)
-    probe = next(((s, ops) for s, ops in ((train_source, train_ops and train_ops[0]), (eval_source, eval_host)) if s is not None), None)
-    image_shape = _image_shape(*probe) if probe else None
-    model = _model(config, task, image_shape)
+    sources = [source for source in (train_source, eval_source) if source is not None]
+    if len(sources) == 2 and tuple(train_source.class_names) != tuple(eval_source.class_names):
+        raise InputError(_other_classes(train_source.class_names, eval_source.class_names))
+    task = make_task(config.task, sources[0].class_names if sources else None)
+    shapes = [_image_shape(train_source, train_ops[0])] if training else []
+    shapes += [_image_shape(eval_source, eval_host)] if evaluation else []
+    if len(shapes) == 2 and shapes[0][2] != shapes[1][2]:
+        raise InputError(f"data.ops give images of {shapes[0][2]} channels, eval.ops of {shapes[1][2]}: decode(channels=...) in both")
+    model = _model(config, task, shapes[-1] if shapes else None)
     static, _ = split(model)
-    run = Run(config, mesh, rules, task, model, static, image_shape, eval_source, (eval_host, eval_device), train_source, train_ops)
+    run = Run(config, mesh, rules, task, model, static, eval_source, (eval_host, eval_device), train_source, train_ops)
     if training:
         _add_training(run)
     return run
