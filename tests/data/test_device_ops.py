@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vision_jax.data.device_ops import Mix, Normalize, RandomErasing, cutmix_box, inside
-from vision_jax.data.ops import split_ops
+from vision_jax.data.ops import DeviceOps
 from vision_jax.errors import InputError
 
 
@@ -45,7 +45,7 @@ def test_inside_equals_loops():
 
 def test_random_erasing_boxes_equal_numpy():
     op, shape, key = RandomErasing(), (64, 32, 48, 3), jax.random.key(1)
-    top, left, height, width = map(np.asarray, op.boxes(key, shape))
+    top, left, height, width = map(np.asarray, jax.jit(op.boxes, static_argnums=1)(key, shape))
     area_key, aspect_key, *_ = jax.random.split(key, 4)
     area = 32 * 48 * np.asarray(jax.random.uniform(area_key, (64, 10), minval=0.02, maxval=1 / 3))
     log = np.log(0.3)
@@ -75,7 +75,6 @@ def test_random_erasing_fills_its_box_with_unit_noise():
     noise = out[out != 7]
     assert abs(noise.mean()) < 0.02
     assert abs(noise.std() - 1) < 0.02
-    assert not (np.asarray(RandomErasing(0.0)(jax.random.key(0), batch)["image"]) != 7).any()
 
 
 def draws(op, batch, count):
@@ -164,8 +163,14 @@ def test_sharded_over_eight_devices_equals_one():
 
 
 def test_each_op_has_its_own_key():
-    _, device = split_ops(["normalize", "random_erasing(1.0)", "random_erasing(1.0)"])
-    _, once = split_ops(["normalize", "random_erasing(1.0)"])
-    batch = batch_of()
-    twice, once = device(jax.random.key(0), batch)["image"], once(jax.random.key(0), batch)["image"]
-    assert (np.asarray(twice) != np.asarray(once)).any()
+    keys = []
+
+    class Spy:
+        random = True
+
+        def __call__(self, key, batch):
+            keys.append(jax.random.key_data(key).tolist())
+            return batch
+
+    DeviceOps((Spy(), Spy()))(jax.random.key(0), {})
+    assert keys[0] != keys[1]
