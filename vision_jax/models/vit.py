@@ -20,6 +20,7 @@ from vision_jax.layers.linear import Linear
 from vision_jax.layers.mlp import Mlp
 from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.patch import PatchEmbed
+from vision_jax.layers.position import sincos_2d
 from vision_jax.layers.stack import Stack
 from vision_jax.models.base import FeatureInfo, Model
 from vision_jax.parameters import Normal, param, trunc_normal
@@ -28,7 +29,11 @@ from vision_jax.registry import check, register
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
-    """A ViT. `global_pool`: "token" reads the class token, "avg" averages the patches (then normalised by fc_norm)."""
+    """A ViT.
+
+    `global_pool`: "token" reads the class token, "avg" averages the patches (then normalised by fc_norm). `position`:
+    "learned", or "sincos2d", fixed (Better plain ViT baselines: Beyer et al., 2022, arXiv:2205.01580).
+    """
 
     img_size: int | tuple = 224
     patch_size: int | tuple = 16
@@ -42,6 +47,7 @@ class ViTConfig:
     qk_norm: bool = False
     class_token: bool = True
     global_pool: str = "token"
+    position: str = "learned"
     layer_scale_init: float | None = None
     drop_rate: float = 0.0
     pos_drop_rate: float = 0.0
@@ -55,6 +61,9 @@ class ViTConfig:
     def __post_init__(self):
         check(self.embed_dim % self.num_heads == 0, f"embed_dim={self.embed_dim} must be a multiple of num_heads={self.num_heads}")
         check(self.global_pool in ("token", "avg"), f"global_pool={self.global_pool!r}: one of 'token', 'avg'")
+        check(self.position in ("learned", "sincos2d"), f"position={self.position!r}: one of 'learned', 'sincos2d'")
+        check(self.position == "learned" or not self.class_token, "position='sincos2d' is for class_token=False")
+        check(self.position == "learned" or self.embed_dim % 4 == 0, f"position='sincos2d' needs embed_dim={self.embed_dim} to be a multiple of 4")
         check(self.class_token or self.global_pool != "token", "global_pool='token' needs class_token=True; or use 'avg'")
         for size, patch in zip(pair(self.img_size), pair(self.patch_size), strict=True):
             near = max(round(size / patch), 1) * patch
@@ -70,7 +79,8 @@ class VisionTransformer(Model):
         self.grid = tuple(s // p for s, p in zip(pair(c.img_size), pair(c.patch_size), strict=True))
         self.patch_embed = PatchEmbed(c.in_chans, c.embed_dim, c.patch_size, **kw)
         self.cls_token = param((1, 1, c.embed_dim), Normal(1e-6)) if c.class_token else None
-        self.pos_embed = param((1, int(c.class_token) + math.prod(self.grid), c.embed_dim), trunc_normal)
+        tokens = int(c.class_token) + math.prod(self.grid)
+        self.pos_embed = param((1, tokens, c.embed_dim), trunc_normal) if c.position == "learned" else None
 
         def block(index):
             attn = Attention(
@@ -100,7 +110,8 @@ class VisionTransformer(Model):
         x = x.reshape(B, H * W, C)
         if c.class_token:
             x = jnp.concatenate([jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (B, 1, C)), x], axis=1)
-        x = dropout(x + self.pos_embed[...].astype(x.dtype), c.pos_drop_rate, train)
+        position = sincos_2d(H, W, C)[None] if self.pos_embed is None else self.pos_embed[...]
+        x = dropout(x + position.astype(x.dtype), c.pos_drop_rate, train)
         if pyramid:
             _, maps = self.blocks(x, train, collect=self.indices(out_indices))
             return [m[:, int(c.class_token) :].reshape(B, H, W, C) for m in maps]
