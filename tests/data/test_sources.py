@@ -188,3 +188,19 @@ def test_tfds_refuses_tfrecord_and_says_how_to_convert(prepared, tmp_path):
         "train",
         builder_dir=version,
     )
+
+
+def test_folder_holds_out_a_share_of_each_class(tmp_path):
+    for name, count in (("cat", 20), ("dog", 11)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            Image.new("RGB", (4, 4)).save(tmp_path / name / f"{i:02d}.png")
+    splits = {s: load_source("folder", s, root=tmp_path, holdout=0.1) for s in ("train", "val")}
+    labels = {s: [source[i]["label"] for i in range(len(source))] for s, source in splits.items()}
+    assert {s: (found.count(0), found.count(1)) for s, found in labels.items()} == {"train": (18, 9), "val": (2, 2)}
+    files = [source.name(i) for source in splits.values() for i in range(len(source))]
+    assert len(set(files)) == 31
+    with pytest.raises(InputError, match=r"did you mean 'train'"):
+        load_source("folder", "trian", root=tmp_path, holdout=0.1)
+    with pytest.raises(InputError, match="holdout"):
+        load_source("folder", "train", root=tmp_path, holdout=0.7)

@@ -9,28 +9,34 @@ from vision_jax.errors import InputError, unknown
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 WHOLE = "all"  # the one split of a root without split folders
+HELD_OUT = ("train", "val")  # and its splits when a part is held out
 
 
 class Folder:
     """Encoded images, as stored; classes are the sorted names of the class folders, images lie at any depth in them.
 
-    A split is a subfolder of `root`. Where `root` holds the class folders itself, its one split is "all". Where there
-    is a "train" split its classes number the labels of every other split too.
+    A split is a subfolder of `root`. Where `root` holds the class folders itself, its one split is "all", or with
+    `holdout`, the share of each class that is held out, "train" and "val". Where there is a "train" split its classes
+    number the labels of every other split too.
     """
 
-    def __init__(self, split, root):
+    def __init__(self, split, root, holdout=0.0):
         root = Path(root).expanduser()
+        if not 0 <= holdout <= 0.5:
+            raise InputError(f"folder: holdout lies in [0, 0.5]: given {holdout!r}")
         if not root.is_dir():
             raise InputError(
                 f"folder: root {str(root)!r} {'is not a directory' if root.exists() else 'does not exist'}"
             )
         splits = [folder.name for folder in _subfolders(root) if _subfolders(folder)]
-        if split not in (splits or [WHOLE]):
-            if splits:
-                raise unknown(f"split of {root}", split, splits)
+        if splits and holdout:
+            raise InputError(f"folder: holdout={holdout} is for a root without splits; {root} has {', '.join(splits)}")
+        if split not in (splits or (HELD_OUT if holdout else [WHOLE])):
+            if splits or holdout:
+                raise unknown(f"split of {root}", split, splits or HELD_OUT)
             raise InputError(
                 f"unknown split {split!r}: {root} has no split folders (train/<class>/..., val/<class>/...), only"
-                f' classes at most, so its one split is "{WHOLE}"'
+                f' classes at most, so its one split is "{WHOLE}"; holdout=0.1 makes it "train" and "val"'
             )
         self._root = root / split if splits else root
         found = [folder.name for folder in _subfolders(self._root)]
@@ -43,6 +49,8 @@ class Folder:
         files, labels, empty = [], [], []
         for name in found:
             images = _images(self._root, name)
+            if holdout and images:
+                images = [file for i, file in enumerate(images) if _held_out(i, holdout) == (split == "val")]
             files += images
             labels += [train.index(name)] * len(images)
             if not images:
@@ -63,6 +71,11 @@ class Folder:
     def name(self, i):
         """The path of the file."""
         return os.path.join(self._root, os.fsdecode(self._files[i]))
+
+
+def _held_out(i, share):
+    """Whether the i-th image of a class is held out: evenly spread, the first one of a class always."""
+    return int(np.ceil(i * share)) < int(np.ceil((i + 1) * share))
 
 
 def _subfolders(folder):
