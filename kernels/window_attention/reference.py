@@ -27,7 +27,7 @@ def window_attention(q, k, v, *, window_size, shift=(0, 0), dilation=(1, 1), bia
                                 continue
                             if key_mask is not None and not key_mask[b, ky, kx]:
                                 continue
-                            scores[m] = q[b, y, x, h] @ k[b, ky, kx, h % k.shape[3] if k.shape[3] == heads else h // (heads // k.shape[3])] * scale[h]
+                            scores[m] = q[b, y, x, h] @ k[b, ky, kx, h // (heads // k.shape[3])] * scale[h]
                             if bias is not None:
                                 window = i * len(windows[1]) + j
                                 scores[m] += bias[h, n, m] if np.ndim(bias) == 3 else bias[window, h, n, m]

@@ -35,7 +35,7 @@ def seam_mask(size, window_size, shift, dilation):
 
 
 def window_attention(q, k, v, *, window_size, shift, dilation, bias, key_mask, scale):
-    """(output [B, H, W, heads, Dv], log-sum-exp [B, H, W, heads]); the arguments are checked, pairs are made."""
+    """(output [B, H, W, heads, Dv], log-sum-exp [B, H, W, heads]); arguments as the public function has checked them."""
     size, heads = q.shape[1:3], q.shape[3]
     wide = jnp.promote_types(q.dtype, jnp.float32)
     if any(shift):
@@ -46,17 +46,14 @@ def window_attention(q, k, v, *, window_size, shift, dilation, bias, key_mask, s
     scores = scores * (scale if jnp.ndim(scale) == 0 else jnp.asarray(scale, wide)[:, None, None])
     if bias is not None:
         scores = scores + bias.astype(wide)
-    allowed = None
     if any(shift):
-        allowed = jnp.asarray(seam_mask(size, window_size, shift, dilation))[None, :, None]
+        allowed = seam_mask(size, window_size, shift, dilation)[None, :, None]
+        scores = jnp.where(allowed, scores, -jnp.inf)
     if key_mask is not None:
-        rolled = jnp.roll(key_mask, (-shift[0], -shift[1]), (1, 2))
-        keys = partition(rolled, window_size, dilation)[:, :, None, None]
-        allowed = keys if allowed is None else allowed & keys
-    if allowed is None:
-        probabilities = jax.nn.softmax(scores, axis=-1)
-    else:
-        probabilities = jax.nn.softmax(jnp.where(allowed, scores, -jnp.inf), axis=-1, where=allowed)
+        keys = partition(jnp.roll(key_mask, (-shift[0], -shift[1]), (1, 2)), window_size, dilation)
+        scores = jnp.where(keys[:, :, None, None], scores, -jnp.inf)
+    lse = jax.nn.logsumexp(scores, axis=-1)  # -inf where a query sees no key
+    probabilities = jnp.exp(scores - jnp.where(jnp.isneginf(lse), 0, lse)[..., None])
     out = jnp.einsum("bwhqk,bwkhd->bwqhd", probabilities.astype(v.dtype), v)
-    out = merge(out, window_size, dilation, size)
-    return jnp.roll(out, shift, (1, 2)) if any(shift) else out
+    out, lse = (merge(x, window_size, dilation, size) for x in (out, lse.swapaxes(2, 3)))
+    return tuple(jnp.roll(x, shift, (1, 2)) for x in (out, lse)) if any(shift) else (out, lse)
