@@ -88,3 +88,9 @@ def test_bfloat16_saved_as_raw_bytes(tmp_path, arrays):
     rounded = {name: array.astype(ml_dtypes.bfloat16) for name, array in arrays.items()}
     given = {name: array.view("V2") for name, array in rounded.items()}
     assert_equal(load(tmp_path, given), {name: array.astype(np.float32) for name, array in rounded.items()})
+
+
+def test_missing_positions_are_reported(tmp_path, arrays):
+    del arrays["Transformer/posembed_input/pos_embedding"]
+    with pytest.raises(vj.InputError, match=r"missing Transformer/posembed_input/pos_embedding \(1, 5, 6\)"):
+        load(tmp_path, arrays)

@@ -3,6 +3,7 @@
 The form is the older repository's: blocks one by one, positions inside the encoder and counting the class token.
 """
 
+import math
 import re
 
 import ml_dtypes
@@ -41,9 +42,10 @@ def canonical(arrays):
             for pattern, replacement in _RENAMES:
                 new = re.sub(pattern, replacement, new)
             out[new] = block
-    if "cls" in out and round(out[_POSITIONS].shape[1] ** 0.5) ** 2 == out[_POSITIONS].shape[1]:
+    table = out.get(_POSITIONS)
+    if table is not None and "cls" in out and math.isqrt(table.shape[1]) ** 2 == table.shape[1]:
         # big_vision adds positions before the class token joins, which is a position of zero for it
-        out[_POSITIONS] = np.pad(out[_POSITIONS], ((0, 0), (1, 0), (0, 0)))
+        out[_POSITIONS] = np.pad(table, ((0, 0), (1, 0), (0, 0)))
     return out
 
 
