@@ -14,10 +14,13 @@ _PUBLIC = {
     "init": "functional",
     "jit": "functional",
     "list_models": "registry",
+    "load_weights": "weights.load",
     "merge": "functional",
     "model_info": "registry",
     "replace": "functional",
+    "save_weights": "weights.save",
     "split": "functional",
+    "state_dict": "weights.convert",
 }
 
 __all__ = sorted(_PUBLIC)

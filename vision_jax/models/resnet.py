@@ -5,7 +5,7 @@ in its 3x3 convolution ("v1.5"), where the paper strides in the first 1x1.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +82,10 @@ def _conv(din, dout, kernel_size, stride, dtype):
 
 class ResNet(Model):
     """Images [B, H, W, C] -> logits [B, num_classes]."""
+
+    classifier = ("fc",)
+    # torchvision's names are the same
+    torch_names: ClassVar = {"timm": tuple((rf"^stages\.{i}\.", f"layer{i + 1}.") for i in range(4))}
 
     def __init__(self, config):
         c = self.config = config

@@ -7,7 +7,7 @@ runs over the tokens. Official repository: google-research/vision_transformer; c
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
@@ -21,6 +21,7 @@ from vision_jax.layers.mlp import Mlp
 from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.patch import PatchEmbed
 from vision_jax.layers.position import sincos_2d
+from vision_jax.layers.resample import resample_positions
 from vision_jax.layers.stack import Stack
 from vision_jax.models.base import FeatureInfo, Model
 from vision_jax.parameters import Normal, param, trunc_normal
@@ -70,8 +71,50 @@ class ViTConfig:
             check(size % patch == 0, f"img_size={self.img_size} is not a multiple of patch_size={self.patch_size}; the nearest is {near}")
 
 
+_HF = (  # the files on the hub, which transformers reads and writes
+    (r"^cls_token$", "vit.embeddings.cls_token"),
+    (r"^pos_embed$", "vit.embeddings.position_embeddings"),
+    (r"^patch_embed\.proj\.", "vit.embeddings.patch_embeddings.projection."),
+    (r"^blocks\.", "vit.encoder.layer."),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+    (r"\.attn\.qkv\.", tuple(f".attention.attention.{part}." for part in ("query", "key", "value"))),
+    (r"\.attn\.proj\.", ".attention.output.dense."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+    (r"^norm\.", "vit.layernorm."),
+    (r"^head\.", "classifier."),
+)
+_HF_MODULES = (  # its modules in memory, named otherwise since release 5
+    *_HF,
+    (r"encoder\.layer\.", "layers."),
+    (r"attention\.attention\.(query|key|value)", lambda match: f"attention.{match[1][0]}_proj"),
+    (r"attention\.output\.dense", "attention.o_proj"),
+    (r"intermediate\.dense", "mlp.fc1"),
+    (r"output\.dense", "mlp.fc2"),
+)
+_BIG_VISION = (
+    (r"^cls_token$", "cls"),
+    (r"^pos_embed$", "Transformer/posembed_input/pos_embedding"),
+    (r"^patch_embed\.proj\.", "embedding/"),
+    (r"^blocks\.(\d+)\.", r"Transformer/encoderblock_\1/"),
+    (r"norm1\.", "LayerNorm_0/"),
+    (r"attn\.qkv\.", tuple(f"MultiHeadDotProductAttention_1/{part}/" for part in ("query", "key", "value"))),
+    (r"attn\.proj\.", "MultiHeadDotProductAttention_1/out/"),
+    (r"norm2\.", "LayerNorm_2/"),
+    (r"mlp\.fc1\.", "MlpBlock_3/Dense_0/"),
+    (r"mlp\.fc2\.", "MlpBlock_3/Dense_1/"),
+    (r"^norm\.", "Transformer/encoder_norm/"),
+    (r"^head\.", "head/"),
+)
+
+
 class VisionTransformer(Model):
     """Images [B, H, W, C] -> logits [B, num_classes]."""
+
+    classifier = ("head",)
+    torch_names: ClassVar = {"timm": (), "hf": _HF, "hf_modules": _HF_MODULES}
+    linen_names: ClassVar = {"big_vision": _BIG_VISION}
 
     def __init__(self, config):
         c = self.config = config
@@ -123,6 +166,10 @@ class VisionTransformer(Model):
         x = x[:, 0] if self.norm else self.fc_norm(x[:, int(self.config.class_token) :].mean(axis=1))
         x = dropout(x, self.config.drop_rate, train)
         return self.head(x) if self.head else x
+
+    def resample(self, leaf, array):
+        """A parameter made for another image size, at this one's."""
+        return resample_positions(array, self.grid, int(self.config.class_token)) if leaf == "pos_embed" else array
 
     def layer_groups(self):
         """(pattern, group) for layer-wise decay: the embedding, each block, the head."""

@@ -1,0 +1,101 @@
+"""How reference implementations lay out each layer's parameters: one table for torch, one for Flax Linen.
+
+A table maps a layer type to its leaves that differ from ours; what it does not list keeps name and layout, as biases
+and tables of positions do. A leaf is named from the layer that the entry is for: "kernel", or "proj.kernel" for one of
+a layer within it; the outermost layer that lists a leaf decides. A new layer type is one entry here.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from vision_jax.layers.attention import QKV, Attention
+from vision_jax.layers.conv import Conv
+from vision_jax.layers.linear import Linear, PointwiseConv
+from vision_jax.layers.norm import BatchNorm, LayerNorm
+
+
+def _same(array, module):
+    return array
+
+
+class Rule(NamedTuple):
+    """One leaf of a layer in the reference.
+
+    Attributes:
+      leaf: its name there.
+      to_reference, to_ours: (array, module) -> array, each the inverse of the other; `module` is the layer, whose own
+        leaves tell the numbers of heads and the like by their trailing axes (several blocks may be stacked in it).
+      parts: number of tensors that the reference may keep it as; the array there then has them along its leading axis.
+        A reference with a single name has them joined, one after the other, along the axis that follows.
+      beside: leaves that only the reference has -> the value they are written with; ignored when read.
+    """
+
+    leaf: str
+    to_reference: Callable = _same
+    to_ours: Callable = _same
+    parts: int = 1
+    beside: tuple = ()
+
+
+def _heads(module):
+    """(heads, head_dim) of a QKV layer."""
+    return module.kernel.shape[-2:]
+
+
+TORCH = {
+    Linear: {"kernel": Rule("weight", lambda a, _: a.T, lambda a, _: a.T)},
+    PointwiseConv: {"kernel": Rule("weight", lambda a, _: a.T[:, :, None, None], lambda a, _: a[:, :, 0, 0].T)},
+    Conv: {"kernel": Rule("weight", lambda a, _: a.transpose(3, 2, 0, 1), lambda a, _: a.transpose(2, 3, 1, 0))},
+    LayerNorm: {"scale": Rule("weight")},
+    BatchNorm: {
+        "scale": Rule("weight"),
+        "mean": Rule("running_mean"),
+        "var": Rule("running_var", beside=(("num_batches_tracked", np.zeros((), np.int64)),)),
+    },
+    QKV: {
+        # ours [C, 3, heads, head_dim], there [3, heads * head_dim, C]
+        "kernel": Rule(
+            "weight",
+            lambda a, _: a.transpose(1, 2, 3, 0).reshape(3, -1, a.shape[0]),
+            lambda a, m: a.reshape(3, *_heads(m), -1).transpose(3, 0, 1, 2),
+            parts=3,
+        ),
+        "bias": Rule("bias", lambda a, _: a.reshape(3, -1), lambda a, m: a.reshape(3, *_heads(m)), parts=3),
+    },
+}  # fmt: skip
+
+LINEN = {
+    QKV: {
+        "kernel": Rule("kernel", lambda a, _: a.swapaxes(0, 1), lambda a, _: a.swapaxes(0, 1), parts=3),
+        "bias": Rule("bias", parts=3),
+    },
+    Attention: {
+        # the projection of the heads' results keeps the heads apart: [heads, head_dim, C]
+        "proj.kernel": Rule(
+            "kernel",
+            lambda a, m: a.reshape(*_heads(m.qkv), -1),
+            lambda a, _: a.reshape(-1, a.shape[-1]),
+        ),
+    },
+}  # fmt: skip
+
+
+def find_rule(layout, chain, keys):
+    """The rule of a leaf and the layer that it is for.
+
+    Args:
+      layout: a table as `TORCH`.
+      chain: the modules on the way to the leaf, from the model down to the one that holds it.
+      keys: the leaf's path, a key for each step of the chain.
+
+    Returns:
+      (rule, module).
+    """
+    for i, module in enumerate(chain):
+        leaf = ".".join(map(str, keys[i:]))
+        for kind in type(module).__mro__:
+            if leaf in layout.get(kind, {}):
+                return layout[kind][leaf], module
+    return Rule(str(keys[-1])), chain[-1]
