@@ -67,7 +67,9 @@ def assert_same(a, b):
 
 def files_of(directory, step):
     """The files of a checkpoint's arrays, the largest first."""
-    return sorted((f for f in (directory / str(step) / "state").rglob("*") if f.is_file()), key=lambda f: -f.stat().st_size)
+    return sorted(
+        (f for f in (directory / str(step) / "state").rglob("*") if f.is_file()), key=lambda f: -f.stat().st_size
+    )
 
 
 def filled(directory, steps, **kwargs):
@@ -237,14 +239,18 @@ from test_checkpoint import assert_same, make_state, placed
 from vision_jax.train.checkpoint import Checkpointer
 
 def fsdp(n):
-    mesh = jax.make_mesh((n,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:n])
+    axis_types = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((n,), ("fsdp",), axis_types=axis_types, devices=jax.devices()[:n])
     def sharding(x):  # the last axis where it divides; never the axis of the stacked blocks, which has length 3
-        return NamedSharding(mesh, PartitionSpec(*[None] * (x.ndim - 1), "fsdp") if x.ndim and x.shape[-1] % n == 0 else PartitionSpec())
+        divides = x.ndim and x.shape[-1] % n == 0
+        return NamedSharding(mesh, PartitionSpec(*[None] * (x.ndim - 1), "fsdp") if divides else PartitionSpec())
     return sharding
 
 assert jax.device_count() == 8
 state = make_state()
-on_8 = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding) if hasattr(x, "dtype") else x, state, placed(state, fsdp(8)))
+def put(x, like):
+    return jax.device_put(x, like.sharding) if hasattr(x, "dtype") else x
+on_8 = jax.tree.map(put, state, placed(state, fsdp(8)))
 assert len(on_8["params"]["blocks"]["stacked"]["mlp"]["kernel"].sharding.device_set) == 8
 with Checkpointer(sys.argv[1]) as checkpointer:
     checkpointer.save(1, on_8)

@@ -1,8 +1,8 @@
 """Checkpoints: written while training goes on, read onto any mesh, damaged ones passed over.
 
-Orbax writes them: the arrays are copied to the host, the rest happens in the background in a temporary directory that is
-renamed when complete, so a run killed at any moment leaves the checkpoint before intact. Here is what Orbax leaves to its
-user: names (`named_state`), the way past a damaged checkpoint, and one line for what went wrong.
+Orbax writes them: the arrays are copied to the host, the rest happens in the background, in a temporary directory that
+is renamed when complete: a run killed at any moment leaves the checkpoint before intact. Here is what Orbax leaves to
+its user: names (`named_state`), the way past a damaged checkpoint, and one line for what went wrong.
 """
 
 import contextlib
@@ -158,13 +158,13 @@ class Checkpointer:
 
     def _best(self, checkpoints):
         sign = 1 if self.mode == "max" else -1
-        judged = [(sign * c.metrics[self.keep_best], c.step) for c in checkpoints if self.keep_best in (c.metrics or {})]
+        judged = [
+            (sign * c.metrics[self.keep_best], c.step) for c in checkpoints if self.keep_best in (c.metrics or {})
+        ]
         return max(judged)[1] if judged else None
 
     def _open(self):
-        self._orbax = ocp.training.Checkpointer(
-            self.directory, preservation_policy=self, cleanup_tmp_directories=True
-        )
+        self._orbax = ocp.training.Checkpointer(self.directory, preservation_policy=self, cleanup_tmp_directories=True)
 
     def _set_aside(self, steps):
         for step in steps if jax.process_index() == 0 else ():
@@ -207,7 +207,7 @@ def read(directory, collections=("params", "batch_stats", "ema"), step=None):
 
 
 def _first_whole(load, directory, steps, step):
-    """(what `load` gives, for which step, the damaged newer steps): the newest of `steps` that loads, or `step` alone."""
+    """What `load` gives for the newest of `steps` that loads, or for `step`; which it was; the damaged newer ones."""
     if step is not None and step not in steps:
         raise unknown("checkpoint step", step, steps)
     if not steps:
@@ -280,7 +280,7 @@ def _quiet():
 
 
 def _ignore_reads_that_end_late():
-    """After a failed load TensorStore reports each read still in flight to `sys.excepthook`: thousands of tracebacks."""
+    """After a failed load TensorStore tells `sys.excepthook` of each read still in flight: thousands of tracebacks."""
     before = sys.excepthook
     if getattr(before, "ignores_late_reads", False):
         return
