@@ -248,7 +248,7 @@ def test_read_some_collections(tmp_path):
     files_of(tmp_path, 2)[0].unlink()
     assert int(read(tmp_path, ("data_position",))["data_position"]) == state["data_position"] + 1
     assert (tmp_path / "2").exists(), "reading leaves the damaged one where it is"
-    with pytest.raises(InputError, match="unknown collections 'data': did you mean 'data_position'"):
+    with pytest.raises(InputError, match="unknown collections 'data': "):
         read(tmp_path, ("data",), step=1)
     with pytest.raises(InputError, match="no checkpoint in"):
         read(tmp_path / "nothing")
@@ -309,7 +309,7 @@ for step in range(1, 100):
 """
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.03, 0.1])
+@pytest.mark.parametrize("delay", [0.03, *(pytest.param(d, marks=pytest.mark.slow) for d in (0.0, 0.06, 0.1))])
 def test_killed_during_a_save(tmp_path, delay):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, env=env, text=True)
