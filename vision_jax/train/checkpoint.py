@@ -5,21 +5,18 @@ is renamed when complete: a run killed at any moment leaves the checkpoint befor
 its user: names (`named_state`), the way past a damaged checkpoint, and one line for what went wrong.
 """
 
-import contextlib
 import json
 import logging
 import math
-import sys
 
 import jax
 import numpy as np
-from absl import logging as absl_logging
 from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from vision_jax.errors import InputError, unknown
-from vision_jax.train import named_state
+from vision_jax.train import named_state, orbax_errors
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +131,9 @@ class Checkpointer:
             try:
                 response.result()
             except Exception as error:
-                raise OSError(f"checkpoint {step} in {self.directory} was not written: {_cause(error)}") from error
+                raise OSError(
+                    f"checkpoint {step} in {self.directory} was not written: {orbax_errors.one_line(error)}"
+                ) from error
 
     def close(self):
         """Waits, then stops the background threads."""
@@ -212,19 +211,19 @@ def _first_whole(load, directory, steps, step):
         raise unknown("checkpoint step", step, steps)
     if not steps:
         raise InputError(f"no checkpoint in {directory}")
+    orbax_errors.ignore_late_reads()
     causes = {}
     for candidate in [step] if step is not None else sorted(steps, reverse=True):
         try:
-            with _quiet():
+            with orbax_errors.unsaid():
                 loaded = load(candidate)
         except InputError:
             raise
         except Exception as error:
-            causes[candidate] = _cause(error)
+            causes[candidate] = orbax_errors.one_line(error)
         if _in_all_processes(candidate not in causes):
             return loaded, candidate, list(causes)
         causes.setdefault(candidate, "another process could not read it")
-        _ignore_reads_that_end_late()
         logger.warning("checkpoint %d in %s cannot be read: %s", candidate, directory, causes[candidate])
     told = "; ".join(f"{candidate}: {cause}" for candidate, cause in causes.items())
     raise InputError(f"no checkpoint in {directory} can be read: {told}")
@@ -257,37 +256,3 @@ def _metrics_readable(path):
     except ValueError:
         return False
     return True
-
-
-def _cause(error):
-    """One line for the error at the bottom of a chain."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__
-    line = " ".join(f"{type(error).__name__}: {error}".split())
-    return line if len(line) <= 200 else line[:197] + "..."
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Without Orbax's own account of what it cannot read; the cause is logged once, by us."""
-    absl_logger = absl_logging.get_absl_logger()
-    level = absl_logger.level
-    absl_logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        absl_logger.setLevel(level)
-
-
-def _ignore_reads_that_end_late():
-    """After a failed load TensorStore tells `sys.excepthook` of each read still in flight: thousands of tracebacks."""
-    before = sys.excepthook
-    if getattr(before, "ignores_late_reads", False):
-        return
-
-    def hook(kind, error, traceback):
-        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-            before(kind, error, traceback)
-
-    hook.ignores_late_reads = True
-    sys.excepthook = hook
