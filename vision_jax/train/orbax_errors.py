@@ -28,7 +28,7 @@ def unsaid():
 
 
 def ignore_late_reads():
-    """To be called before a load: where one read fails, the others still end, later, each with a traceback somewhere."""
+    """To be called before a load: where one read fails, the others still end, later, each with its own traceback."""
     logging.getLogger("asyncio").addFilter(_not_late)
     if not getattr(sys.excepthook, "ignores_late_reads", False):
         sys.excepthook = _unless_late(sys.excepthook, lambda kind, error, traceback: error)
