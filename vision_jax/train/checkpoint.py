@@ -1,25 +1,22 @@
 """Checkpoints: written while training goes on, read onto any mesh, damaged ones passed over.
 
-Orbax writes them: the arrays are copied to the host, the rest happens in the background in a temporary directory that is
-renamed when complete, so a run killed at any moment leaves the checkpoint before intact. Here is what Orbax leaves to its
-user: names (`named_state`), the way past a damaged checkpoint, and one line for what went wrong.
+Orbax writes them: the arrays are copied to the host, the rest happens in the background, in a temporary directory that
+is renamed when complete: a run killed at any moment leaves the checkpoint before intact. Here is what Orbax leaves to
+its user: names (`named_state`), the way past a damaged checkpoint, and one line for what went wrong.
 """
 
-import contextlib
 import json
 import logging
 import math
-import sys
 
 import jax
 import numpy as np
-from absl import logging as absl_logging
 from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from vision_jax.errors import InputError, unknown
-from vision_jax.train import named_state
+from vision_jax.train import named_state, orbax_errors
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +131,9 @@ class Checkpointer:
             try:
                 response.result()
             except Exception as error:
-                raise OSError(f"checkpoint {step} in {self.directory} was not written: {_cause(error)}") from error
+                raise OSError(
+                    f"checkpoint {step} in {self.directory} was not written: {orbax_errors.one_line(error)}"
+                ) from error
 
     def close(self):
         """Waits, then stops the background threads."""
@@ -158,13 +157,13 @@ class Checkpointer:
 
     def _best(self, checkpoints):
         sign = 1 if self.mode == "max" else -1
-        judged = [(sign * c.metrics[self.keep_best], c.step) for c in checkpoints if self.keep_best in (c.metrics or {})]
+        judged = [
+            (sign * c.metrics[self.keep_best], c.step) for c in checkpoints if self.keep_best in (c.metrics or {})
+        ]
         return max(judged)[1] if judged else None
 
     def _open(self):
-        self._orbax = ocp.training.Checkpointer(
-            self.directory, preservation_policy=self, cleanup_tmp_directories=True
-        )
+        self._orbax = ocp.training.Checkpointer(self.directory, preservation_policy=self, cleanup_tmp_directories=True)
 
     def _set_aside(self, steps):
         for step in steps if jax.process_index() == 0 else ():
@@ -237,24 +236,24 @@ def restore_part(directory, abstract_state, step=None):
 
 
 def _first_whole(load, directory, steps, step):
-    """(what `load` gives, for which step, the damaged newer steps): the newest of `steps` that loads, or `step` alone."""
+    """What `load` gives for the newest of `steps` that loads, or for `step`; which it was; the damaged newer ones."""
     if step is not None and step not in steps:
         raise unknown("checkpoint step", step, steps)
     if not steps:
         raise InputError(f"no checkpoint in {directory}")
+    orbax_errors.ignore_late_reads()
     causes = {}
     for candidate in [step] if step is not None else sorted(steps, reverse=True):
         try:
-            with _quiet():
+            with orbax_errors.unsaid():
                 loaded = load(candidate)
         except InputError:
             raise
         except Exception as error:
-            causes[candidate] = _cause(error)
+            causes[candidate] = orbax_errors.one_line(error)
         if _in_all_processes(candidate not in causes):
             return loaded, candidate, list(causes)
         causes.setdefault(candidate, "another process could not read it")
-        _ignore_reads_that_end_late()
         logger.warning("checkpoint %d in %s cannot be read: %s", candidate, directory, causes[candidate])
     told = "; ".join(f"{candidate}: {cause}" for candidate, cause in causes.items())
     raise InputError(f"no checkpoint in {directory} can be read: {told}")
@@ -287,37 +286,3 @@ def _metrics_readable(path):
     except ValueError:
         return False
     return True
-
-
-def _cause(error):
-    """One line for the error at the bottom of a chain."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__
-    line = " ".join(f"{type(error).__name__}: {error}".split())
-    return line if len(line) <= 200 else line[:197] + "..."
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Without Orbax's own account of what it cannot read; the cause is logged once, by us."""
-    absl_logger = absl_logging.get_absl_logger()
-    level = absl_logger.level
-    absl_logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        absl_logger.setLevel(level)
-
-
-def _ignore_reads_that_end_late():
-    """After a failed load TensorStore reports each read still in flight to `sys.excepthook`: thousands of tracebacks."""
-    before = sys.excepthook
-    if getattr(before, "ignores_late_reads", False):
-        return
-
-    def hook(kind, error, traceback):
-        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-            before(kind, error, traceback)
-
-    hook.ignores_late_reads = True
-    sys.excepthook = hook
