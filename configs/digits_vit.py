@@ -2,7 +2,7 @@
 
     python -m vision_jax.main --config configs/digits_vit.py --workdir runs/digits_vit
 
-Two CPU cores: about a minute, 98 % of the 360 test digits right.
+Two CPU cores: about a minute, 98 to 99 % of the 360 test digits right.
 """
 
 from vision_jax.train.config import default_config
@@ -19,11 +19,11 @@ def get_config(arg=""):
     c.model.num_heads = 3
     c.model.class_token = False
     c.model.global_pool = "avg"
-    c.model.drop_path_rate = 0.1
+    c.model.position = "sincos2d"
     c.task.label_smoothing = 0.1
 
     c.data.source = "digits"
-    c.data.ops = ("random_crop(8, padding=1)", "normalize(mean=(0.3,), std=(0.38,))")
+    c.data.ops = ("normalize(mean=(0.3,), std=(0.38,))", "mix(mixup=0.2)")
     c.data.batch_size = 64
     c.eval.split = "test"
     c.eval.ops = ("decode(channels=1)", "resize((8, 8))", "normalize(mean=(0.3,), std=(0.38,))")
@@ -31,7 +31,7 @@ def get_config(arg=""):
     c.eval.every = "10 epochs"
 
     c.optim.name = "adamw"
-    c.optim.lr = 2e-3
+    c.optim.lr = 1e-3
     c.optim.weight_decay = 0.05
     c.optim.schedule.warmup = "5 epochs"
     c.ema = 0.99

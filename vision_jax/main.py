@@ -9,7 +9,6 @@ Any field of the config is overridden by --config.field=value, as --config.optim
 
 import argparse
 import difflib
-import logging
 import pathlib
 import sys
 
@@ -62,11 +61,10 @@ def run(argv):
         raise InputError("--workdir is needed: the directory of the run, as --workdir runs/digits")
     if args.images and args.mode != "predict":
         raise InputError("--images is for --mode=predict")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("vision_jax").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every step of its work
-
     from vision_jax.train import config as configs
+    from vision_jax.train.logs import configure_logging
+
+    configure_logging()
 
     if args.mode == "train":
         from vision_jax.train.loop import train

@@ -15,6 +15,11 @@ LOSSES = {"softmax": losses.softmax_cross_entropy, "sigmoid": losses.sigmoid_cro
 CONFUSION_MOST = 1000  # classes for which a confusion matrix is kept
 
 
+@functools.lru_cache(maxsize=None)
+def _static(name, num_classes):
+    return split(registry.create_model(name, abstract=True, num_classes=num_classes))[0]
+
+
 @dataclasses.dataclass(frozen=True)
 class Classification:
     """The task.
@@ -49,14 +54,15 @@ class Classification:
         """The config fields that the task decides of the model."""
         return {"num_classes": len(self.class_names)}
 
-    @functools.cached_property
-    def _teacher(self):
-        model = registry.create_model(self.teacher, abstract=True, **self.model_fields())
-        return split(model)
+    def teacher_static(self):
+        """The teacher without its arrays, or None."""
+        if not self.teacher:
+            return None
+        return _static(self.teacher, len(self.class_names))
 
     def frozen_shapes(self):
         """Shapes of what the loss needs beside the model and is not trained: the teacher's variables."""
-        return {"teacher": self._teacher[1]} if self.teacher else {}
+        return {"teacher": self.teacher_static().shapes} if self.teacher else {}
 
     def train_loss(self, static, variables, frozen, batch, key):
         """The loss of a batch in train mode.
@@ -74,7 +80,7 @@ class Classification:
         logits, distilled = logits if isinstance(logits, tuple) else (logits, logits)
         loss = LOSSES[self.loss](logits, self._targets(batch)).mean()
         if self.teacher:
-            taught, _ = apply(self._teacher[0], frozen["teacher"], batch["image"])
+            taught, _ = apply(self.teacher_static(), frozen["teacher"], batch["image"])
             taught = losses.distillation(distilled, taught, self.distillation, self.temperature).mean()
             loss = (1 - self.distillation_weight) * loss + self.distillation_weight * taught
         return loss, (state, {"loss": loss, "accuracy": (logits.argmax(-1) == batch["label"]).mean(dtype=jnp.float32)})

@@ -17,7 +17,8 @@ from vision_jax.names import names
 from vision_jax.train.checkpoint import Checkpointer
 from vision_jax.train.config import differences, read_config, save_config
 from vision_jax.train.evaluate import evaluate
-from vision_jax.train.logs import MetricLog, parameter_overview
+from vision_jax.train.logs import MetricLog
+from vision_jax.train.overview import parameter_overview
 from vision_jax.train.report import report
 from vision_jax.train.run import build
 from vision_jax.train.step import evaluated
@@ -127,7 +128,7 @@ class _Loop:
                 jax.block_until_ready(state)
                 jax.profiler.stop_trace()
                 logger.info("profiled steps %d to %d: %s", *c.profile_steps, self.workdir / "profile")
-            self.log.progress(step)
+            self.log.advance(step)
             last = step == total
             if step % c.log_every == 0 or last:
                 self._write(step, metrics)
