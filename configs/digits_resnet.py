@@ -1,7 +1,7 @@
 """A small ResNet on scikit-learn's handwritten digits, enlarged to 32x32 pixels; the argument is the image size.
 
-    python -m vision_jax.main --config configs/digits_resnet.py --workdir runs/digits_resnet
-    python -m vision_jax.main --config configs/digits_resnet.py:64 --workdir runs/digits_resnet_64
+python -m vision_jax.main --config configs/digits_resnet.py --workdir runs/digits_resnet
+python -m vision_jax.main --config configs/digits_resnet.py:64 --workdir runs/digits_resnet_64
 """
 
 from vision_jax.train.config import default_config

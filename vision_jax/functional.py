@@ -188,7 +188,9 @@ def replace(model, pattern, wrap):
       InputError: nothing matches.
     """
     model = nnx.merge(*nnx.split(model))
-    found = [(path, module) for path, module in nnx.iter_modules(model) if path and fnmatch.fnmatch(_dotted(path), pattern)]
+    found = [
+        (path, module) for path, module in nnx.iter_modules(model) if path and fnmatch.fnmatch(_dotted(path), pattern)
+    ]
     if not found:
         raise unknown("module", pattern, [_dotted(path) for path, _ in nnx.iter_modules(model) if path])
     for path, module in found:

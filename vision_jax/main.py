@@ -21,7 +21,10 @@ def _parser():
     parser = argparse.ArgumentParser(
         prog="vision-jax", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--config", help="a recipe, as configs/digits_vit.py or configs/folder.py:DIRECTORY; when evaluating or predicting, the workdir's own by default")
+    parser.add_argument(
+        "--config",
+        help="a recipe, as configs/digits_vit.py or configs/folder.py:DIRECTORY; when evaluating or predicting, the workdir's own by default",
+    )
     parser.add_argument("--workdir", help="the run's directory: checkpoints, config, metrics, pictures")
     parser.add_argument("--mode", default="train", help="train (the default; resumes), eval, predict")
     parser.add_argument("--images", nargs="+", help="predict: image files, patterns or directories")

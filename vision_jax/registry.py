@@ -112,7 +112,9 @@ def fill(model, seed=0):
         leaf = variable.get_value()
         if isinstance(leaf, jax.ShapeDtypeStruct):
             keys = tuple(map(jax.tree_util.DictKey, path))
-            owner = functools.reduce(lambda node, key: node[key] if isinstance(key, int) else getattr(node, key), path, model)
+            owner = functools.reduce(
+                lambda node, key: node[key] if isinstance(key, int) else getattr(node, key), path, model
+            )
             owner.set_value(jnp.array(draw_numpy(variable.get_metadata()["init"], keys, leaf, seed), leaf.dtype))
     return model
 

@@ -34,7 +34,11 @@ def window_attention(
     Raises:
       InputError: shapes or sizes that do not fit together.
     """
-    window_size, shift, dilation = _pair("window_size", window_size, 1), _pair("shift", shift, 0), _pair("dilation", dilation, 1)
+    window_size, shift, dilation = (
+        _pair("window_size", window_size, 1),
+        _pair("shift", shift, 0),
+        _pair("dilation", dilation, 1),
+    )
     _check(q, k, v, window_size, shift, dilation, bias, key_mask, scale)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     out, lse = xla.window_attention(
@@ -61,7 +65,9 @@ def _check(q, k, v, window_size, shift, dilation, bias, key_mask, scale):
     for axis, n, w, s, d in zip("HW", (H, W), window_size, shift, dilation, strict=True):
         if n % (w * d):
             near = -(-n // (w * d)) * w * d
-            raise InputError(f"{axis}={n} is not a multiple of window_size * dilation = {w * d}: pad the map to {near}, before the projection")
+            raise InputError(
+                f"{axis}={n} is not a multiple of window_size * dilation = {w * d}: pad the map to {near}, before the projection"
+            )
         if s >= max(w * d, 2):
             raise InputError(f"shift={s} along {axis} must be below window_size * dilation = {w * d}")
     tokens, windows = window_size[0] * window_size[1], H * W // (window_size[0] * window_size[1])

@@ -46,7 +46,9 @@ def test_equals_the_definition(case):
     windows = int(np.prod(case["size"])) // tokens
     with jax.enable_x64(True):
         q, k, v = operands(rng, case["size"], heads, case["key_heads"], value_dim=5)
-        bias = {None: None, "shared": (heads, tokens, tokens), "windows": (windows, heads, tokens, tokens)}[case["bias"]]
+        bias = {None: None, "shared": (heads, tokens, tokens), "windows": (windows, heads, tokens, tokens)}[
+            case["bias"]
+        ]
         options = dict(
             window_size=case["window_size"],
             shift=case["shift"],

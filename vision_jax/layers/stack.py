@@ -47,7 +47,9 @@ class Stack(nnx.Module):
         statics, states = zip(*map(nnx.split, blocks), strict=True)
         for i, static in enumerate(statics):
             if static != statics[0]:
-                raise InputError(f"scan_blocks=True needs equal blocks: block {i} differs from block 0; scan_blocks=False")
+                raise InputError(
+                    f"scan_blocks=True needs equal blocks: block {i} differs from block 0; scan_blocks=False"
+                )
         setattr(self, STACKED, nnx.merge(statics[0], jax.tree.map(_stack, *states)))
 
     def __len__(self):
@@ -111,7 +113,9 @@ class Stack(nnx.Module):
         if self.remat is not None:
             # the loop already keeps the compiler from merging the recomputation with the first pass
             body = jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=False)
-        x, (stats, captured, maps) = jax.lax.scan(body, x, (variables, keys if train else None, rates), length=len(self))
+        x, (stats, captured, maps) = jax.lax.scan(
+            body, x, (variables, keys if train else None, rates), length=len(self)
+        )
         nnx.update(block, *stats)
         emit(captured, names, stacked=True)
         return x, [jax.tree.map(lambda m, i=i: m[i], maps) for i in collect]

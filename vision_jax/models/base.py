@@ -25,7 +25,11 @@ class Model(nnx.Module):
     def __call__(self, images, train=None):
         """Images [B, H, W, C], normalised floats -> logits [B, num_classes], or features [B, C] if num_classes is 0."""
         if images.ndim != 4 or images.shape[-1] != self.config.in_chans:
-            first = " They look channels-first: images.transpose(0, 2, 3, 1)." if _channels_first(images, self.config) else ""
+            first = (
+                " They look channels-first: images.transpose(0, 2, 3, 1)."
+                if _channels_first(images, self.config)
+                else ""
+            )
             raise InputError(
                 f"images of shape {tuple(images.shape)} given; [B, H, W, {self.config.in_chans}] is wanted.{first}"
             )

@@ -60,15 +60,26 @@ class ViTConfig:
     dtype: Any = jnp.float32
 
     def __post_init__(self):
-        check(self.embed_dim % self.num_heads == 0, f"embed_dim={self.embed_dim} must be a multiple of num_heads={self.num_heads}")
+        check(
+            self.embed_dim % self.num_heads == 0,
+            f"embed_dim={self.embed_dim} must be a multiple of num_heads={self.num_heads}",
+        )
         check(self.global_pool in ("token", "avg"), f"global_pool={self.global_pool!r}: one of 'token', 'avg'")
         check(self.position in ("learned", "sincos2d"), f"position={self.position!r}: one of 'learned', 'sincos2d'")
         check(self.position == "learned" or not self.class_token, "position='sincos2d' is for class_token=False")
-        check(self.position == "learned" or self.embed_dim % 4 == 0, f"position='sincos2d' needs embed_dim={self.embed_dim} to be a multiple of 4")
-        check(self.class_token or self.global_pool != "token", "global_pool='token' needs class_token=True; or use 'avg'")
+        check(
+            self.position == "learned" or self.embed_dim % 4 == 0,
+            f"position='sincos2d' needs embed_dim={self.embed_dim} to be a multiple of 4",
+        )
+        check(
+            self.class_token or self.global_pool != "token", "global_pool='token' needs class_token=True; or use 'avg'"
+        )
         for size, patch in zip(pair(self.img_size), pair(self.patch_size), strict=True):
             near = max(round(size / patch), 1) * patch
-            check(size % patch == 0, f"img_size={self.img_size} is not a multiple of patch_size={self.patch_size}; the nearest is {near}")
+            check(
+                size % patch == 0,
+                f"img_size={self.img_size} is not a multiple of patch_size={self.patch_size}; the nearest is {near}",
+            )
 
 
 _HF = (  # the files on the hub, which transformers reads and writes
@@ -149,7 +160,9 @@ class VisionTransformer(Model):
         c, x = self.config, self.patch_embed(images)
         B, H, W, C = x.shape
         if (H, W) != self.grid:
-            raise InputError(f"images give {(H, W)} patches, the model has positions for {self.grid}: create_model(..., img_size={images.shape[1:3]})")
+            raise InputError(
+                f"images give {(H, W)} patches, the model has positions for {self.grid}: create_model(..., img_size={images.shape[1:3]})"
+            )
         x = x.reshape(B, H * W, C)
         if c.class_token:
             x = jnp.concatenate([jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (B, 1, C)), x], axis=1)

@@ -48,7 +48,9 @@ class Classification:
         if self.loss not in LOSSES:
             raise unknown("task.loss", self.loss, LOSSES)
         if self.teacher and not self.teacher_weights:
-            raise InputError(f"task.teacher={self.teacher!r} needs task.teacher_weights, a safetensors file or a run's workdir")
+            raise InputError(
+                f"task.teacher={self.teacher!r} needs task.teacher_weights, a safetensors file or a run's workdir"
+            )
 
     def model_fields(self):
         """The config fields that the task decides of the model."""
@@ -88,7 +90,9 @@ class Classification:
     def _targets(self, batch):
         k = len(self.class_names)
         if "label_mixed" in batch:
-            return losses.mixed_targets(batch["label"], batch["label_mixed"], batch["mix_weight"], k, self.label_smoothing)
+            return losses.mixed_targets(
+                batch["label"], batch["label_mixed"], batch["mix_weight"], k, self.label_smoothing
+            )
         return losses.smooth(batch["label"], k, self.label_smoothing)
 
     def evaluate(self, static, variables, batch):

@@ -52,17 +52,27 @@ def train(config, workdir):
     workdir = pathlib.Path(workdir)
     with jax.set_mesh(run.mesh), contextlib.ExitStack() as stack:
         best = config.checkpoint.keep_best or None
-        saver = stack.enter_context(Checkpointer(workdir / "checkpoints", keep_last=config.checkpoint.keep_last, keep_best=best))
+        saver = stack.enter_context(
+            Checkpointer(workdir / "checkpoints", keep_last=config.checkpoint.keep_last, keep_best=best)
+        )
         state = _first_state(run, saver, config)
         start = int(state["step"])
         _keep_config(run.resolved(), workdir)
         logger.info("%s", parameter_overview(state["params"]))
-        log = stack.enter_context(MetricLog(workdir, total_steps=run.total_steps, resume_step=start, process_index=jax.process_index()))
+        log = stack.enter_context(
+            MetricLog(workdir, total_steps=run.total_steps, resume_step=start, process_index=jax.process_index())
+        )
         batches = stack.enter_context(
             train_batches(
-                run.train_source, run.train_ops[0], batch_size=config.data.batch_size, seed=config.seed,
-                start=int(state["data_position"]), workers=config.data.workers, on_error=config.data.on_error,
-                process_index=jax.process_index(), process_count=jax.process_count(),
+                run.train_source,
+                run.train_ops[0],
+                batch_size=config.data.batch_size,
+                seed=config.seed,
+                start=int(state["data_position"]),
+                workers=config.data.workers,
+                on_error=config.data.on_error,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
             )  # fmt: skip
         )
         stopped = stack.enter_context(_signals())
@@ -91,7 +101,10 @@ def _keep_config(config, workdir):
 def _signals():
     """A list that is no longer empty once the process was asked to stop."""
     received = []
-    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {
+        number: signal.signal(number, lambda number, _: received.append(number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         yield received
     finally:
@@ -108,7 +121,10 @@ class _Loop:
         self.train_step, self.eval_step = run.train_step(), run.eval_step()
         self.place = batch_sharding(run.mesh)
         c = run.config
-        self.eval_every, self.save_every = run.steps(c.eval.every, "eval.every"), run.steps(c.checkpoint.every, "checkpoint.every")
+        self.eval_every, self.save_every = (
+            run.steps(c.eval.every, "eval.every"),
+            run.steps(c.checkpoint.every, "checkpoint.every"),
+        )
         self.metrics, self.pending, self.since = {}, None, (time.perf_counter(), 0)
 
     def run_from(self, state):
@@ -139,7 +155,12 @@ class _Loop:
                 self.saver.save(step, state, self.metrics)
             if self.stopped and not last:
                 self.saver.wait()
-                logger.info("asked to stop: saved step %d of %d in %s; the same command goes on from there", step, total, self.saver.directory)
+                logger.info(
+                    "asked to stop: saved step %d of %d in %s; the same command goes on from there",
+                    step,
+                    total,
+                    self.saver.directory,
+                )
                 return None
         if first >= total:
             logger.info("already trained for %d steps: nothing to do", total)

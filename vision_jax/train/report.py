@@ -31,12 +31,18 @@ def report(run, variables, sums, directory):
     chosen = probabilities.argmax(-1)
     out = {
         "predictions": pictures.prediction_grid(
-            images, np.array([example["label"] for example in examples]), chosen,
-            probabilities[np.arange(len(chosen)), chosen], run.task.class_names, path=directory / "predictions.png",
+            images,
+            np.array([example["label"] for example in examples]),
+            chosen,
+            probabilities[np.arange(len(chosen)), chosen],
+            run.task.class_names,
+            path=directory / "predictions.png",
         )  # fmt: skip
     }
     if "confusion" in sums:
-        out["confusion"] = pictures.confusion_matrix(sums["confusion"], run.task.class_names, directory / "confusion.png")
+        out["confusion"] = pictures.confusion_matrix(
+            sums["confusion"].astype(int), run.task.class_names, directory / "confusion.png"
+        )
     return out
 
 

@@ -59,7 +59,9 @@ class Run:
     def state_shapes(self):
         """The state's shapes, each with its sharding on the mesh."""
         variables = self.static.shapes
-        shapes = jax.eval_shape(functools.partial(step.initial_state, optimizer=self.optimizer, average=bool(self.config.ema)), variables)
+        shapes = jax.eval_shape(
+            functools.partial(step.initial_state, optimizer=self.optimizer, average=bool(self.config.ema)), variables
+        )
         return self.with_shardings(shapes)
 
     def with_shardings(self, shapes):
@@ -114,7 +116,9 @@ def build(config, *, training=False, evaluation=False):
         train_source = load_source(config.data.source, config.data.split, **config.data.options)
     if evaluation:
         sharding.check_batch(config.eval.batch_size, mesh, what="eval.batch_size")
-        eval_source = load_source(config.data.source, config.eval.split, **{**config.data.options, **config.eval.options})
+        eval_source = load_source(
+            config.data.source, config.eval.split, **{**config.data.options, **config.eval.options}
+        )
     sources = [source for source in (train_source, eval_source) if source is not None]
     if len(sources) == 2 and tuple(train_source.class_names) != tuple(eval_source.class_names):
         raise InputError(_other_classes(train_source.class_names, eval_source.class_names))
@@ -122,7 +126,9 @@ def build(config, *, training=False, evaluation=False):
     shapes = [_image_shape(train_source, train_ops[0])] if training else []
     shapes += [_image_shape(eval_source, eval_host)] if evaluation else []
     if len(shapes) == 2 and shapes[0][2] != shapes[1][2]:
-        raise InputError(f"data.ops give images of {shapes[0][2]} channels, eval.ops of {shapes[1][2]}: decode(channels=...) in both")
+        raise InputError(
+            f"data.ops give images of {shapes[0][2]} channels, eval.ops of {shapes[1][2]}: decode(channels=...) in both"
+        )
     model = _model(config, task, shapes[-1] if shapes else None)
     static, _ = split(model)
     run = Run(config, mesh, rules, task, model, static, eval_source, (eval_host, eval_device), train_source, train_ops)
@@ -147,7 +153,9 @@ def _model(config, task, image_shape):
     for key, value in decided.items():
         given = fields.get(key, value)
         if given != value and not (key == "img_size" and tuple(np.broadcast_to(given, 2)) == value):
-            raise InputError(f"config.model.{key}={given!r}, but the data and the task give {value!r}: leave it out, or change the ops")
+            raise InputError(
+                f"config.model.{key}={given!r}, but the data and the task give {value!r}: leave it out, or change the ops"
+            )
     return registry.create_model(config.model.name, abstract=True, **{**fields, **decided})
 
 

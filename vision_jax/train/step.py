@@ -91,7 +91,12 @@ def make_train_step(static, task, optimizer, device_ops, mesh, rules, *, seed, a
         grads, others, metrics = compute(params, others, frozen, batch, model_key)
         updates, opt_state = optimizer.update(grads, state["opt_state"], params)
         variables = {"params": optax.apply_updates(params, updates), **others}
-        new = {"step": state["step"] + 1, "data_position": state["data_position"] + 1, **variables, "opt_state": opt_state}
+        new = {
+            "step": state["step"] + 1,
+            "data_position": state["data_position"] + 1,
+            **variables,
+            "opt_state": opt_state,
+        }
         if ema_decay:
             new["ema"] = ema_update(state["ema"], variables, state["step"], ema_decay, warmup=True)
         metrics |= {

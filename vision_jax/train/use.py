@@ -78,17 +78,24 @@ def predict_files(config, workdir, patterns, step=None):
         except InputError as error:
             raise InputError(f"{file}: {error}") from error
     if len({image.shape for image in images}) > 1:
-        raise InputError("eval.ops leave images of several sizes: end the host operations with center_crop(...) or resize((h, w))")
+        raise InputError(
+            "eval.ops leave images of several sizes: end the host operations with center_crop(...) or resize((h, w))"
+        )
     with jax.set_mesh(run.mesh):
         variables, step = restored(run, workdir, step)
         probabilities = predict(run, variables, images)
     names, rows = run.task.class_names, []
     for file, p in zip(files, probabilities, strict=True):
         order = p.argsort()[::-1][:TOP]
-        rows.append({"file": str(file), "classes": [{"class": names[i], "probability": round(float(p[i]), 6)} for i in order]})
+        rows.append(
+            {"file": str(file), "classes": [{"class": names[i], "probability": round(float(p[i]), 6)} for i in order]}
+        )
     width = max(len(row["file"]) for row in rows)
     for row in rows:
-        print(f"{row['file']:<{width}}  " + "  ".join(f"{c['class']} {100 * c['probability']:.1f} %" for c in row["classes"][:3]))
+        print(
+            f"{row['file']:<{width}}  "
+            + "  ".join(f"{c['class']} {100 * c['probability']:.1f} %" for c in row["classes"][:3])
+        )
     workdir = pathlib.Path(workdir)
     (workdir / "predict.json").write_text(json.dumps({"step": step, "predictions": rows}, indent=2) + "\n")
     chosen = probabilities.argmax(-1)
