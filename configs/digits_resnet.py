@@ -13,6 +13,7 @@ def get_config(arg="32"):
     c.total = "20 epochs"
 
     c.model.name = "resnet18"
+    c.model.stem_dim = 16
     c.model.embed_dims = (16, 32, 64, 128)
     c.model.drop_path_rate = 0.05
 

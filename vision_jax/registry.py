@@ -15,6 +15,29 @@ from vision_jax.errors import InputError, unknown
 from vision_jax.parameters import abstract_parameters, draw_numpy
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+INCEPTION_MEAN, INCEPTION_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """Published weights of a model and the preprocessing that they expect, for images in 0..1.
+
+    Attributes:
+      hub: id on the Hugging Face hub, "timm/NAME.TAG".
+      num_classes: classes of the weights' head; 0 for none.
+      img_size: side of the images that they were evaluated on, in pixels.
+      mean, std: of normalisation, a channel.
+      crop_pct: side of the centre crop as a fraction of the resized shorter side.
+      interpolation: of resizing.
+    """
+
+    hub: str = ""
+    num_classes: int = 1000
+    img_size: int | tuple = 224
+    mean: tuple = IMAGENET_MEAN
+    std: tuple = IMAGENET_STD
+    crop_pct: float = 0.875
+    interpolation: str = "bicubic"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +47,10 @@ class ModelInfo:
     Attributes:
       name: the registered name, timm's where timm has the model.
       model: the class; config: its configuration.
-      params: number of parameters; gmacs: multiply-adds for one image, in 1e9.
-      paper: arXiv id; reference: the implementation it is compared with; licence: of the published weights.
-      tags: pretrained tag -> hub id; the first is the default.
-      mean, std, crop_pct, interpolation: the preprocessing that the weights expect, for images in 0..1.
+      params: number of parameters; gmacs: multiply-adds for one image, in 1e9, as published.
+      paper: arXiv id; reference: the implementation it is compared with, "" for the paper alone.
+      licence: of the published weights.
+      tags: {tag: Pretrained}, the default first; never empty ("" where no weights are published).
     """
 
     name: str
@@ -35,24 +58,35 @@ class ModelInfo:
     config: object
     params: int
     gmacs: float
-    paper: str = ""
-    reference: str = "timm"
-    licence: str = ""
-    tags: tuple = ()
-    mean: tuple = IMAGENET_MEAN
-    std: tuple = IMAGENET_STD
-    crop_pct: float = 0.875
-    interpolation: str = "bicubic"
+    paper: str
+    reference: str
+    licence: str
+    tags: dict
+
+    @property
+    def default_tag(self):
+        """The tag that is meant where none is given."""
+        return next(iter(self.tags))
 
 
 _REGISTRY = {}
 
 
-def register(name, model, config, **facts):
-    """Registers a model: see `ModelInfo` for the facts."""
+def register(name, model, config, *, params, gmacs, paper, licence, reference="timm", tags=("",), **preprocessing):
+    """Registers a model.
+
+    Args:
+      name, model, config, params, gmacs, paper, licence, reference: see `ModelInfo`.
+      tags: names of published weights, or {tag: fields of `Pretrained` in which they differ}; the default first.
+      **preprocessing: fields of `Pretrained` that all tags share. The hub id is "timm/NAME.TAG" unless given, the image
+        size and the number of classes are the config's.
+    """
     if name in _REGISTRY:
         raise ValueError(f"model {name!r} is registered twice")
-    _REGISTRY[name] = ModelInfo(name, model, config, **facts)
+    shared = {"img_size": config.img_size, "num_classes": config.num_classes, **preprocessing}
+    own = tags if isinstance(tags, dict) else {tag: {} for tag in tags}
+    entries = {tag: Pretrained(**{"hub": f"timm/{name}.{tag}" if tag else "", **shared, **f}) for tag, f in own.items()}
+    _REGISTRY[name] = ModelInfo(name, model, config, params, gmacs, paper, reference, licence, entries)
 
 
 @functools.lru_cache(maxsize=None)  # not "if the registry is empty": one family imported alone fills it in part
@@ -63,27 +97,52 @@ def _all():
     return _REGISTRY
 
 
-def list_models(pattern="*"):
-    """Names of the registered models that match a wildcard pattern, sorted."""
-    return sorted(fnmatch.filter(_all(), pattern))
+def list_models(pattern="*", *, family=None, pretrained=False):
+    """Names of the registered models, sorted.
+
+    Args:
+      pattern: a wildcard pattern, or several; a name must match one.
+      family: only those of one family, the name of its file in `vision_jax/models`.
+      pretrained: only those with published weights.
+    """
+    patterns = (pattern,) if isinstance(pattern, str) else pattern
+    names = {name for one in patterns for name in fnmatch.filter(_all(), one)}
+    if family is not None:
+        families = {name: family_of(name) for name in _all()}
+        if family not in families.values():
+            raise unknown("family", family, set(families.values()))
+        names = {name for name in names if families[name] == family}
+    return sorted(name for name in names if not pretrained or _all()[name].default_tag)
+
+
+def family_of(name):
+    """The family of a model: the file in `vision_jax/models` that registers it."""
+    return _all()[name].model.__module__.rpartition(".")[2]
 
 
 def model_info(name):
     """What is published of a model.
 
+    Args:
+      name: a name of `list_models()`, or NAME.TAG.
+
     Raises:
-      InputError: no such model; with the closest name.
+      InputError: no such model or tag; with the closest.
     """
+    name, _, tag = name.partition(".")
     if name not in _all():
         raise unknown("model", name, _all())
-    return _REGISTRY[name]
+    info = _all()[name]
+    if tag and tag not in info.tags:
+        raise unknown(f"tag of {name}:", tag, info.tags)
+    return info
 
 
 def create_model(name, *, abstract=False, seed=0, **fields):
-    """A model by name.
+    """A model by name, with initial parameters.
 
     Args:
-      name: a name of `list_models()`.
+      name: a name of `list_models()`, or NAME.TAG.
       abstract: shapes only, no arrays: milliseconds. Fill it with `load_weights` or `init`.
       seed: seed of the initial parameters.
       **fields: fields of the model's config to replace, as num_classes=10, img_size=448, depths=(1, 1, 2, 1).
@@ -103,6 +162,7 @@ def create_model(name, *, abstract=False, seed=0, **fields):
     config = dataclasses.replace(info.config, **fields)
     with abstract_parameters():
         model = info.model(config)
+    model.name = name  # as it was asked for: `preprocessing(model)` looks it up
     return model if abstract else fill(model, seed)
 
 

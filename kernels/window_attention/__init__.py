@@ -1,9 +1,9 @@
 """Windowed attention: partition, cyclic shift, its mask and the bias inside the operator."""
 
 import jax.numpy as jnp
+from vision_jax.kernels.window_attention import xla
 
 from vision_jax.errors import InputError
-from vision_jax.kernels.window_attention import xla
 
 
 def window_attention(

@@ -25,7 +25,7 @@ def merge(x, window_size, dilation, size):
     return x.reshape(B, H, W, *rest)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def seam_mask(size, window_size, shift, dilation):
     """bool [windows, tokens, tokens]: True where query and key lie on one side of the seam that the shift makes."""
     sides = [np.arange(n) >= n - s for n, s in zip(size, shift, strict=True)]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from vision_jax.errors import InputError
 from vision_jax.kernels import window_attention
 from vision_jax.kernels.window_attention import reference
+
+from vision_jax.errors import InputError
 
 
 def operands(rng, size=(4, 6), heads=2, key_heads=None, head_dim=3, value_dim=None, batch=2):

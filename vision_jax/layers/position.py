@@ -5,7 +5,7 @@ import functools
 import numpy as np
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def sincos_2d(height, width, dim, temperature=10_000.0):
     """Fixed sine and cosine embeddings of a grid, [height * width, dim] (MoCo v3: Chen et al., 2021, arXiv:2104.02057).
 

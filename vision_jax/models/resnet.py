@@ -33,6 +33,7 @@ class ResNetConfig:
     num_classes: int = 1000
     block: str = "basic"
     depths: tuple = (2, 2, 2, 2)
+    stem_dim: int = 64
     embed_dims: tuple = (64, 128, 256, 512)
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0
@@ -94,9 +95,9 @@ class ResNet(Model):
 
     def __init__(self, config):
         c = self.config = config
-        self.conv1 = _conv(c.in_chans, c.embed_dims[0], 7, 2, c.dtype)
-        self.bn1 = BatchNorm(c.embed_dims[0], dtype=c.dtype)
-        stages, info, din = [], [], c.embed_dims[0]
+        self.conv1 = _conv(c.in_chans, c.stem_dim, 7, 2, c.dtype)
+        self.bn1 = BatchNorm(c.stem_dim, dtype=c.dtype)
+        stages, info, din = [], [FeatureInfo("act1", c.stem_dim, 2)], c.stem_dim
         for i, (dim, rates) in enumerate(zip(c.embed_dims, linear_rates(c.drop_path_rate, c.depths), strict=True)):
             dout, stride = dim * (4 if c.block == "bottleneck" else 1), 2 if i else 1
 
@@ -119,9 +120,13 @@ class ResNet(Model):
         self.feature_info = tuple(info)
 
     def forward_features(self, images, train=None, pyramid=False, out_indices=None):
-        """Images [B, H, W, C] -> map [B, H/32, W/32, C]; pyramid=True: the maps after the stages in `out_indices`."""
-        x = max_pool(jax.nn.relu(self.bn1(self.conv1(images), train)), 3, stride=2, padding=1)
-        maps = []
+        """Images [B, H, W, C] -> map [B, H/32, W/32, C].
+
+        pyramid=True gives the maps in `out_indices` instead: after the stem, before its pooling, and after each stage.
+        """
+        x = jax.nn.relu(self.bn1(self.conv1(images), train))
+        maps = [x]
+        x = max_pool(x, 3, stride=2, padding=1)
         for stage in self.stages:
             x = stage(x, train)
             maps.append(x)
@@ -138,22 +143,15 @@ class ResNet(Model):
         return ((r"^(conv1|bn1)", 0), *stages, (r"", len(self.stages) + 1))
 
 
-def _resnet(name, block, depths, params, gmacs, tag):
-    config = ResNetConfig(block=block, depths=depths)
+def _resnet(name, block, depths, params, gmacs, tags):
     register(
-        name,
-        ResNet,
-        config,
-        params=params,
-        gmacs=gmacs,
-        paper="1512.03385",
-        licence="apache-2.0",
-        tags=((tag, f"timm/{name}.{tag}"),),
-    )
+        name, ResNet, ResNetConfig(block=block, depths=depths),
+        params=params, gmacs=gmacs, paper="1512.03385", licence="apache-2.0", tags=tags,
+    )  # fmt: skip
 
 
-_resnet("resnet18", "basic", (2, 2, 2, 2), 11_689_512, 1.82, "a1_in1k")
-_resnet("resnet34", "basic", (3, 4, 6, 3), 21_797_672, 3.67, "a1_in1k")
-_resnet("resnet50", "bottleneck", (3, 4, 6, 3), 25_557_032, 4.11, "a1_in1k")
-_resnet("resnet101", "bottleneck", (3, 4, 23, 3), 44_549_160, 7.83, "a1h_in1k")
-_resnet("resnet152", "bottleneck", (3, 8, 36, 3), 60_192_808, 11.56, "a1h_in1k")
+_resnet("resnet18", "basic", (2, 2, 2, 2), 11_689_512, 1.82, ("a1_in1k",))
+_resnet("resnet34", "basic", (3, 4, 6, 3), 21_797_672, 3.67, ("a1_in1k",))
+_resnet("resnet50", "bottleneck", (3, 4, 6, 3), 25_557_032, 4.11, ("a1_in1k",))
+_resnet("resnet101", "bottleneck", (3, 4, 23, 3), 44_549_160, 7.83, ("a1h_in1k",))
+_resnet("resnet152", "bottleneck", (3, 8, 36, 3), 60_192_808, 11.56, ("a1h_in1k",))

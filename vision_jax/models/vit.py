@@ -25,7 +25,7 @@ from vision_jax.layers.resample import resample_positions
 from vision_jax.layers.stack import Stack
 from vision_jax.models.base import FeatureInfo, Model
 from vision_jax.parameters import Normal, param, trunc_normal
-from vision_jax.registry import check, register
+from vision_jax.registry import INCEPTION_MEAN, INCEPTION_STD, check, register
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +124,8 @@ class VisionTransformer(Model):
     """Images [B, H, W, C] -> logits [B, num_classes]."""
 
     classifier = ("head",)
+    # what is added to every key adds one number to all scores of a query
+    inert = (r"attn\.qkv\.bias\[1\]$", r"attn\.k_norm\.bias$")
     torch_names: ClassVar = {"timm": (), "hf": _HF, "hf_modules": _HF_MODULES}
     linen_names: ClassVar = {"big_vision": _BIG_VISION}
 
@@ -190,13 +192,15 @@ class VisionTransformer(Model):
         return ((r"^(patch_embed|cls_token|pos_embed)", 0), *blocks, (r"", self.config.depth + 1))
 
 
-def _vit(name, embed_dim, depth, num_heads, params, gmacs, **fields):
-    config = ViTConfig(embed_dim=embed_dim, depth=depth, num_heads=num_heads, **fields)
-    register(name, VisionTransformer, config, params=params, gmacs=gmacs, paper="2010.11929", licence="apache-2.0",
-             mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=0.9, tags=(("augreg_in21k_ft_in1k", f"timm/{name}.augreg_in21k_ft_in1k"),))  # fmt: skip
+def _vit(name, embed_dim, depth, num_heads, params, gmacs, tags, **fields):
+    register(
+        name, VisionTransformer, ViTConfig(embed_dim=embed_dim, depth=depth, num_heads=num_heads, **fields),
+        params=params, gmacs=gmacs, paper="2010.11929", licence="apache-2.0", tags=tags,
+        mean=INCEPTION_MEAN, std=INCEPTION_STD, crop_pct=0.9,
+    )  # fmt: skip
 
 
-_vit("vit_tiny_patch16_224", 192, 12, 3, 5_717_416, 1.26)
-_vit("vit_small_patch16_224", 384, 12, 6, 22_050_664, 4.61)
-_vit("vit_base_patch16_224", 768, 12, 12, 86_567_656, 17.58)
-_vit("vit_large_patch16_224", 1024, 24, 16, 304_326_632, 61.60)
+_vit("vit_tiny_patch16_224", 192, 12, 3, 5_717_416, 1.26, ("augreg_in21k_ft_in1k",))
+_vit("vit_small_patch16_224", 384, 12, 6, 22_050_664, 4.61, ("augreg_in21k_ft_in1k",))
+_vit("vit_base_patch16_224", 768, 12, 12, 86_567_656, 17.58, ("augreg2_in21k_ft_in1k",))
+_vit("vit_large_patch16_224", 1024, 24, 16, 304_326_632, 61.60, ("augreg_in21k_ft_in1k",))

@@ -1,0 +1,205 @@
+"""Every golden against our model: values, gradients, statistics, initialisation, and what the layers were built with."""
+
+import functools
+import re
+
+import golden
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from golden_cases import CASES
+
+import vision_jax as vj
+from vision_jax.layers.conv import Conv
+from vision_jax.layers.stack import Stack
+from vision_jax.weights.convert import dialect, entries
+
+pytestmark = pytest.mark.heavy
+
+FLOAT64, FLOAT32 = 1e-9, 2e-5
+
+
+def filled(case, record, arrays, **fields):
+    """Our model with the golden's weights."""
+    source = {name: golden.fill(name, tuple(shape), record["gain"]) for name, shape in record["shapes"].items()}
+    source |= {name.removeprefix("before/"): value for name, value in arrays.items() if name.startswith("before/")}
+    return vj.load_weights(vj.create_model(case.ours, abstract=True, **case.fields, **fields), source)
+
+
+def in_reference_layout(static, params):
+    """A tree like the parameters -> {the reference's name: array in its layout}."""
+    out = {}
+    for entry in entries(vj.merge(static, static.shapes), dialect_of(static)):
+        if entry.path in params:
+            array = params[entry.path] if entry.index is None else params[entry.path][entry.index]
+            out |= dict(zip(entry.names, entry.to_reference(array), strict=True))
+    return out
+
+
+def dialect_of(static):
+    return dialect(vj.merge(static, static.shapes), "timm")
+
+
+def flat(tree, prefix=()):
+    """Nested dicts -> {path: leaf}."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {path: leaf for key, value in tree.items() for path, leaf in flat(value, (*prefix, key)).items()}
+
+
+@functools.cache
+def prepared(key):
+    """(static, variables, images) in float64, and a compiled evaluation (variables, images) -> (logits, maps)."""
+    case, (arrays, record) = CASES[key], golden.load(key)
+    with jax.enable_x64(True):
+        static, variables = vj.split(filled(case, record, arrays, dtype=jnp.float64))
+        variables = jax.tree.map(lambda a: np.asarray(a, np.float64), variables)
+
+    @jax.jit
+    def evaluate(variables, images):
+        maps, _ = vj.apply(static, variables, images, method="forward_features", pyramid=True)
+        return vj.apply(static, variables, images)[0], maps
+
+    return static, variables, golden.images(case.size).astype(np.float64), evaluate
+
+
+@functools.cache
+def evaluated(key):
+    _, variables, images, evaluate = prepared(key)
+    with jax.enable_x64(True):
+        return jax.tree.map(np.asarray, evaluate(variables, images))
+
+
+def trained(key):
+    """(logits, gradients, updated collections) of one train-mode pass with nothing random."""
+    static, variables, images, _ = prepared(key)
+
+    @jax.jit
+    def gradient(variables, images):
+        def loss(params):
+            logits, state = vj.apply(static, {**variables, "params": params}, images, train=True, key=jax.random.key(0))
+            return (logits * golden.loss_weights(logits.shape)).sum(), (logits, state)
+
+        return jax.grad(loss, has_aux=True)(variables["params"])
+
+    with jax.enable_x64(True):
+        gradients, (logits, state) = jax.tree.map(np.asarray, gradient(variables, images))
+    return logits, gradients, state
+
+
+@pytest.mark.parametrize("key", CASES)
+def test_values(key):
+    arrays, record = golden.load(key)
+    logits, maps = evaluated(key)
+    assert golden.error(golden.sample(logits), arrays["logits"]) < FLOAT64
+    assert [list(m.shape) for m in maps] == record["map_shapes"]
+    for i, ours in enumerate(maps):
+        assert golden.error(golden.sample(ours), arrays[f"map{i}"]) < FLOAT64, f"map {i}"
+
+
+@pytest.mark.parametrize("key", CASES)
+def test_training(key):
+    arrays, record = golden.load(key)
+    static = prepared(key)[0]
+    logits, gradients, state = trained(key)
+    assert golden.error(golden.sample(logits), arrays["train_logits"]) < FLOAT64
+    gradients = in_reference_layout(static, flat(gradients))
+    assert sorted(gradients) == sorted(record["gradients"])
+    scale = np.sqrt(np.mean(arrays["gradients"][:, 0] ** 2))
+    for name, theirs in zip(record["gradients"], arrays["gradients"], strict=True):
+        np.testing.assert_allclose(
+            golden.measure(name, gradients[name]), theirs, rtol=1e-8, atol=1e-10 * scale, err_msg=name
+        )
+    statistics = in_reference_layout(static, flat(state["batch_stats"]))
+    after = {name.removeprefix("after/"): value for name, value in arrays.items() if name.startswith("after/")}
+    assert sorted(statistics) == sorted(after)
+    for name, theirs in after.items():
+        assert golden.error(statistics[name], theirs) < FLOAT64, name
+
+
+@pytest.mark.parametrize("key", CASES)
+def test_float32(key):
+    case, (arrays, record) = CASES[key], golden.load(key)
+    model = filled(case, record, arrays)
+    logits = vj.jit(model)(golden.images(case.size))
+    assert golden.rounding(golden.sample(logits), arrays["logits"]) < FLOAT32
+
+
+@pytest.mark.parametrize("key", CASES)
+def test_every_leaf_is_seen(key):
+    """The check is checked: a leaf, a third of a projection or one entry of a table that changes must change a value."""
+    static, variables, images, evaluate = prepared(key)
+    logits, maps = evaluated(key)
+    inert = getattr(type(vj.merge(static, static.shapes)), "inert", ())
+    with jax.enable_x64(True):
+        for path, leaf in flat(variables).items():
+            for label, part in parts(path, leaf):
+                changed = leaf.copy()
+                changed[part] *= (
+                    1 + 1e-6 * np.arange(1, 1 + changed[part].size).reshape(changed[part].shape) / changed[part].size
+                )
+                moved_logits, moved_maps = evaluate(replaced(variables, path, changed), images)
+                seen = [golden.error(a, b) for a, b in zip(moved_maps, maps, strict=True)]
+                seen = max(*seen, golden.error(moved_logits, logits))
+                name = ".".join(map(str, path[1:])) + label
+                if any(re.search(pattern, name) for pattern in inert):
+                    assert seen < FLOAT64, f"{name} is declared inert, and is not"
+                else:
+                    assert seen > FLOAT64, name
+
+
+def parts(path, leaf):
+    """The parts of a leaf that are changed one at a time, with what they add to its name."""
+    if path[-2:-1] == ("qkv",):
+        return [(f"[{i}]", np.s_[:, i] if leaf.ndim == 4 else np.s_[i]) for i in range(3)]
+    return [("", np.s_[...])]
+
+
+def replaced(tree, path, value):
+    if not path:
+        return value
+    return {**tree, path[0]: replaced(tree[path[0]], path[1:], value)}
+
+
+@pytest.mark.parametrize("key", CASES)
+def test_layers_are_built_as_the_reference_says(key):
+    case, (_, record) = CASES[key], golden.load(key)
+    model = vj.create_model(case.ours, abstract=True, **case.fields)
+    said = {}
+    for entry in entries(model, dialect(model, "timm")):
+        name, module = entry.names[0].rpartition(".")[0], entry.owner
+        if isinstance(module, Conv):
+            said[name] = {"stride": list(module.stride), "dilation": list(module.dilation), "groups": module.groups}
+            said[name]["padding"] = [low for low, _ in module.padding]
+        elif hasattr(module, "epsilon"):
+            said[name] = {key: getattr(module, key) for key in ("epsilon", "momentum") if hasattr(module, key)}
+    assert said.keys() == {
+        name for name in record["modules"] if any(n.startswith(name + ".") for n in record["shapes"])
+    }
+    for name, ours in said.items():
+        theirs = record["modules"][name]
+        assert ours == {key: theirs[key] for key in ours}, name
+
+
+@pytest.mark.parametrize("key", CASES)
+def test_drop_path_schedule(key):
+    case, (_, record) = CASES[key], golden.load(key)
+    model = vj.create_model(case.ours, abstract=True, **case.fields, drop_path_rate=0.3)
+    rates = [rate for _, stack in nnx.iter_modules(model) if isinstance(stack, Stack) for rate in stack.rates]
+    theirs = record["drop_path"]
+    branches = len(theirs) // max(len([r for r in rates if r]), 1)
+    np.testing.assert_allclose(np.repeat([r for r in rates if r], branches), [r for r in theirs if r], rtol=1e-6)
+
+
+@pytest.mark.parametrize("key", CASES)
+def test_initialisation(key):
+    """Mean and standard deviation of every leaf of the full-size model, within five errors of two samples."""
+    case, (_, record) = CASES[key], golden.load(key)
+    model = vj.create_model(case.ours)
+    ours = vj.state_dict(model, "timm")
+    for name, (mean, std) in record["init"].items():
+        leaf, slack = ours[name].astype(np.float64), 7 / np.sqrt(ours[name].size)
+        assert abs(leaf.mean() - mean) <= slack * std + 1e-12, f"{name}: mean {leaf.mean()}, the reference's {mean}"
+        assert abs(leaf.std() - std) <= slack * std + 1e-12, f"{name}: deviation {leaf.std()}, the reference's {std}"
