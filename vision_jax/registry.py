@@ -29,6 +29,7 @@ class Pretrained:
       mean, std: of normalisation, a channel.
       crop_pct: side of the centre crop as a fraction of the resized shorter side.
       interpolation: of resizing.
+      licence: of these weights, where it is not the model's.
     """
 
     hub: str = ""
@@ -38,6 +39,7 @@ class Pretrained:
     std: tuple = IMAGENET_STD
     crop_pct: float = 0.875
     interpolation: str = "bicubic"
+    licence: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from golden_cases import CASES
 
 import vision_jax as vj
 from vision_jax.layers.conv import Conv
+from vision_jax.layers.linear import PointwiseConv
 from vision_jax.layers.stack import Stack
 from vision_jax.weights.convert import dialect, entries
 
@@ -173,6 +174,8 @@ def test_layers_are_built_as_the_reference_says(key):
         if isinstance(module, Conv):
             said[name] = {"stride": list(module.stride), "dilation": list(module.dilation), "groups": module.groups}
             said[name]["padding"] = [low for low, _ in module.padding]
+        elif isinstance(module, PointwiseConv):
+            said[name] = {"kernel_size": [1, 1], "stride": [1, 1], "padding": [0, 0], "groups": 1}
         elif hasattr(module, "epsilon"):
             said[name] = {key: getattr(module, key) for key in ("epsilon", "momentum") if hasattr(module, key)}
     assert said.keys() == {
