@@ -12,10 +12,10 @@ import sys
 if first := os.environ.get("VISION_JAX_PARITY_PREIMPORT"):
     importlib.import_module(first)
 
-import manifests
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import manifests
 import vision_jax as vj
 from vision_jax.registry import family_of
 

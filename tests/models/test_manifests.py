@@ -2,10 +2,10 @@
 
 import re
 
-import manifests
 import numpy as np
 import pytest
 
+import manifests
 import vision_jax as vj
 from vision_jax.layers.conv import pair
 from vision_jax.tools.cost import count_cost

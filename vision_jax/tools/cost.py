@@ -19,7 +19,7 @@ class Cost(NamedTuple):
 
 
 def count_cost(model):
-    """The cost of one image in evaluation mode: matrix products and convolutions, as torch's and fvcore's counters count.
+    """The cost of one image in evaluation mode: of products and convolutions, as torch's and fvcore's counters count.
 
     Args:
       model: a model, abstract or not.
