@@ -97,7 +97,9 @@ def make(key, case):
     logits = model.train()(images.double())
     (logits * torch.from_numpy(golden.loss_weights(tuple(logits.shape)))).sum().backward()
     arrays["train_logits"] = golden.sample(logits.detach().numpy())
-    gradients = {name: golden.measure(name, leaf.grad.numpy()) for name, leaf in model.named_parameters()}
+    gradients = {
+        name: golden.measure(name, leaf.grad.numpy()) for name, leaf in model.named_parameters() if leaf.requires_grad
+    }
     arrays["gradients"] = np.array(list(gradients.values()))
     after = model.state_dict()
     arrays |= {f"after/{name}": after[name].numpy() for name in after if "running_" in name}

@@ -2,8 +2,8 @@
 
 from golden import Case
 
-FIELDS = dict(depths=(2, 1, 2, 1), num_classes=7, img_size=(76, 108))
-THEIRS = dict(depths=(2, 1, 2, 1), num_classes=7, dims=(16, 24, 32, 40))
+FIELDS = dict(depths=(1, 1, 2, 1), num_classes=7, img_size=(76, 108))
+THEIRS = dict(depths=(1, 1, 2, 1), num_classes=7, dims=(16, 24, 32, 40))
 CASES = {
     key: Case(
         ours,

@@ -32,7 +32,7 @@ class RMSNorm(nnx.Module):
 
 
 class SimpleNorm(RMSNorm):
-    """Divides the channels of every token by their standard deviation, the unbiased one, keeping their mean (timm's)."""
+    """Divides the channels of every token by their standard deviation, unbiased, and keeps their mean (timm's)."""
 
     def spread(self, x):
         return x.var(-1, ddof=1, keepdims=True)

@@ -50,7 +50,7 @@ class Model(nnx.Module):
         flat = []
         for path, variable in nnx.to_flat_state(wanted):
             own = ours.get(path)
-            kept = own is not None and str(path[0]) not in self.classifier
+            kept = own is not None and not ".".join(map(str, path)).startswith(tuple(f"{c}." for c in self.classifier))
             flat.append((path, own if kept else variable))
         return fill(nnx.merge(graphdef, nnx.from_flat_state(flat)), seed)
 

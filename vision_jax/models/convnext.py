@@ -5,8 +5,7 @@ A ResNet modernised until it looks like a Swin: patches, stages, and a block of 
 an MLP with GELU on one residual branch. V2 trades the branch's learned scale for global response normalisation inside
 the MLP. Official repositories: facebookresearch/ConvNeXt and facebookresearch/ConvNeXt-V2; compared here with timm's,
 whose own variants come with it: overlapping stems (ols), norm before pooling (hnf), norms that only rescale (rms).
-The official code adds GRN's input in the same place and normalises over the same axes; its files hold GRN's parameters
-as [1, 1, 1, C] and the 1x1 convolutions of timm's small variants as matrices, which are not read.
+Of V2 only timm's files are read: the official ones keep GRN's parameters as [1, 1, 1, C].
 """
 
 import dataclasses
@@ -175,8 +174,14 @@ class ConvNeXt(StagedModel):
 
 _CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711), "img_size": 256}
 _DINOV3 = {"dinov3_lvd1689m": {"num_classes": 0, "crop_pct": 1.0, "licence": "dinov3-license"}}
-_EUPE = {"num_classes": 0, "crop_pct": 1.0, "img_size": 256, "licence": "fair-noncommercial-research-license"}
-_EUPE = {"eupe_lvd1689m": _EUPE}
+_EUPE = {
+    "eupe_lvd1689m": {
+        "num_classes": 0,
+        "crop_pct": 1.0,
+        "img_size": 256,
+        "licence": "fair-noncommercial-research-license",
+    }
+}
 
 
 def _tags(names, clip_dim=0):
@@ -255,7 +260,8 @@ _convnext("convnext_large", (3, 3, 27, 3), 192, 197_767_336, 34.4, {**_FB, **_DI
 _convnext("convnext_large_mlp", (3, 3, 27, 3), 192, 200_128_168, 70.13,
           _tags("clip_laion2b_soup_ft_in12k_in1k_320 clip_laion2b_soup_ft_in12k_in1k_384 clip_laion2b_augreg_ft_in1k"
                 " clip_laion2b_augreg_ft_in1k_384 clip_laion2b_soup_ft_in12k_320 clip_laion2b_augreg_ft_in12k_384"
-                " clip_laion2b_soup_ft_in12k_384 clip_laion2b_augreg clip_laion2b_ft_320 clip_laion2b_ft_soup_320", 768),
+                " clip_laion2b_soup_ft_in12k_384 clip_laion2b_augreg clip_laion2b_ft_320"
+                " clip_laion2b_ft_soup_320", 768),
           head_hidden=1536, img_size=320)
 _convnext("convnext_xlarge", (3, 3, 27, 3), 256, 350_196_968, 60.9,
           _tags("fb_in22k_ft_in1k fb_in22k_ft_in1k_384 fb_in22k"))
