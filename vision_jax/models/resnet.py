@@ -5,6 +5,7 @@ in its 3x3 convolution ("v1.5"), where the paper strides in the first 1x1.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -42,7 +43,8 @@ class ResNetConfig:
 
     def __post_init__(self):
         check(self.block in ("basic", "bottleneck"), f"block={self.block!r}: one of 'basic', 'bottleneck'")
-        check(len(self.depths) == len(self.embed_dims), f"depths={self.depths} and embed_dims={self.embed_dims} differ in length")
+        same = len(self.depths) == len(self.embed_dims)
+        check(same, f"depths={self.depths} and embed_dims={self.embed_dims} differ in length")
 
 
 class Residual(nnx.Module):
@@ -63,7 +65,8 @@ class Residual(nnx.Module):
             setattr(self, f"bn{i}", BatchNorm(channels, scale_init=zeros if last else ones, dtype=dtype))
             stride, width = stride * step, channels
         shortcut = stride > 1 or din != dout
-        self.downsample = nnx.List([_conv(din, dout, 1, stride, dtype), BatchNorm(dout, dtype=dtype)]) if shortcut else None
+        layers = (_conv(din, dout, 1, stride, dtype), BatchNorm(dout, dtype=dtype)) if shortcut else None
+        self.downsample = nnx.List(layers) if shortcut else None
 
     def __call__(self, x, train=None):
         y = x
@@ -102,7 +105,8 @@ class ResNet(Model):
             info.append(FeatureInfo(f"layer{i + 1}", dout, 4 * 2**i))
             din = dout
         self.stages = nnx.List(stages)
-        self.fc = Linear(din, c.num_classes, init=torch_default, bias_init=torch_default, dtype=c.dtype) if c.num_classes else None
+        head = functools.partial(Linear, init=torch_default, bias_init=torch_default, dtype=c.dtype)
+        self.fc = head(din, c.num_classes) if c.num_classes else None
         self.feature_info = tuple(info)
 
     def forward_features(self, images, train=None, pyramid=False, out_indices=None):
@@ -126,8 +130,8 @@ class ResNet(Model):
 
 
 def _resnet(name, block, depths, params, gmacs, tag):
-    config = ResNetConfig(block=block, depths=depths)
-    register(name, ResNet, config, params=params, gmacs=gmacs, paper="1512.03385", licence="apache-2.0", tags=((tag, f"timm/{name}.{tag}"),))
+    facts = {"paper": "1512.03385", "licence": "apache-2.0", "tags": ((tag, f"timm/{name}.{tag}"),)}
+    register(name, ResNet, ResNetConfig(block=block, depths=depths), params=params, gmacs=gmacs, **facts)
 
 
 _resnet("resnet18", "basic", (2, 2, 2, 2), 11_689_512, 1.82, "a1_in1k")
