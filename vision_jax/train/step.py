@@ -4,14 +4,11 @@ The state is a dict: "step", "data_position" (batches consumed), the model's col
 "opt_state", and "ema" where an average of the model is kept. Whatever is random is drawn from (seed, step).
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import optax
 
-from vision_jax.mesh import constrain, placing
-from vision_jax.mesh import BATCH
+from vision_jax.mesh import BATCH, constrain, placing
 from vision_jax.parallel import sharding
 from vision_jax.train.ema import ema_update
 
@@ -56,7 +53,8 @@ def make_train_step(static, task, optimizer, device_ops, mesh, rules, *, seed, a
       accumulate: microbatches; gradients are averaged over them, batch statistics pass from one to the next.
       ema_decay: decay of the average of the model, 0 for none.
 
-    Metrics are the task's scalars, "grad_norm", and "finite", bool for each leaf of the gradient in the tree's order.
+    Metrics are the task's scalars, "grad_norm", and "finite", bool for each parameter in the tree's order:
+    of its gradient and its new value.
     """
 
     def loss_of(params, others, frozen, batch, key):
@@ -101,7 +99,12 @@ def make_train_step(static, task, optimizer, device_ops, mesh, rules, *, seed, a
             new["ema"] = ema_update(state["ema"], variables, state["step"], ema_decay, warmup=True)
         metrics |= {
             "grad_norm": optax.global_norm(grads),
-            "finite": jnp.stack([jnp.isfinite(g).all() for g in jax.tree.leaves(grads)]),
+            "finite": jnp.stack(
+                [
+                    jnp.isfinite(g).all() & jnp.isfinite(p).all()
+                    for g, p in zip(jax.tree.leaves(grads), jax.tree.leaves(variables["params"]), strict=True)
+                ]
+            ),
         }
         if "replaced" in batch:
             metrics["images_replaced"] = batch["replaced"].sum()
