@@ -4,6 +4,7 @@ The run has all that could differ: two data workers, mixup, drop-path, an averag
 `VISION_JAX_KILLS=20 pytest -m slow -n 0 -s tests/test_kills.py` does the full count and tells of each kill.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -22,7 +23,7 @@ from vision_jax.train import checkpoint
 pytestmark = pytest.mark.slow
 
 KILLS = int(os.environ.get("VISION_JAX_KILLS", "4"))
-TOTAL = 240
+TOTAL = 120 + 30 * KILLS  # steps, so that some are left for each kill
 COLLECTIONS = ("step", "data_position", "params", "batch_stats", "opt_state", "ema")
 CONFIG = {
     "total": TOTAL,
@@ -45,13 +46,20 @@ def start(root, workdir, marker=""):
     arguments = [f"--config.{key}={value}" for key, value in CONFIG.items()]
     command = [sys.executable, "-m", "vision_jax.main", "--config", "configs/digits_resnet.py:16", "--workdir", workdir]
     env = {**os.environ, "XLA_FLAGS": "", "VISION_JAX_RUN": marker, "PYTHONPATH": str(root)}
-    return subprocess.Popen([*command, *arguments], cwd=root, env=env, stderr=subprocess.PIPE, text=True)
+    with log_of(workdir).open("w") as log:
+        return subprocess.Popen([*command, *arguments], cwd=root, env=env, stderr=log)
 
 
-def finish(process):
+def log_of(workdir):
+    """Where the newest process that worked there said what it said."""
+    return workdir.with_name(workdir.name + ".log")
+
+
+def finish(process, workdir):
     """What the process said, once it has ended by itself."""
-    said = process.communicate(timeout=300)[1]
-    assert process.returncode == 0, said
+    status = process.wait(600)
+    said = log_of(workdir).read_text()
+    assert status == 0, said
     return said
 
 
@@ -67,17 +75,21 @@ def marked(marker):
     return found
 
 
-def wait_for(condition, process=None, seconds=300):
+def wait_for(condition, process=None, seconds=300, pause=0.02):
     """Returns once the condition holds; the process, where given, must not end before."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it took too long"
-        assert process is None or process.poll() is None, process.stderr.read()
-        time.sleep(0.001)
+        assert process is None or process.poll() is None, "the run ended"
+        time.sleep(pause)
 
 
-def saves_under_way(workdir):
-    return list((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp"))
+def saves_under_way(workdir, since):
+    """Whether a save was begun and not ended, after a moment: the leftovers of a killed one are older."""
+    begun = (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp")
+    with contextlib.suppress(FileNotFoundError):  # it has just ended
+        return any(path.stat().st_ctime > since for path in begun)
+    return False
 
 
 def records(workdir):
@@ -108,7 +120,7 @@ def assert_same_run(workdir, undisturbed):
 @pytest.fixture(scope="module")
 def undisturbed(root, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("undisturbed")
-    finish(start(root, workdir))
+    finish(start(root, workdir), workdir)
     assert [record["step"] for record in records(workdir) if "train/loss" in record] == list(range(1, TOTAL + 1))
     return workdir
 
@@ -119,7 +131,7 @@ def test_killed_at_random_moments(root, tmp_path, undisturbed):
     during_a_save = 0
     for number in range(KILLS):
         process = start(root, workdir, marker)
-        began, before = time.monotonic(), last_step(workdir)
+        began, before = time.time(), last_step(workdir)
         # a step that leaves some for the kills to come; or the start, before the first step
         target = before + rng.randint(1, max(1, (TOTAL - 20 - before) // (KILLS - number)))
         if number % 5 == 4:
@@ -127,21 +139,18 @@ def test_killed_at_random_moments(root, tmp_path, undisturbed):
         else:
             wait_for(lambda: last_step(workdir) > target, process)
             if number % 2:
-                wait_for(lambda: saves_under_way(workdir), process)
+                wait_for(lambda: saves_under_way(workdir, began), process, pause=0.001)
             else:
                 time.sleep(rng.uniform(0, 0.2))
         workers = len(marked(marker)) - 1
         process.send_signal(signal.SIGKILL)
         assert process.wait(60) == -signal.SIGKILL
-        process.stderr.close()
-        saving = bool(saves_under_way(workdir))
+        saving = saves_under_way(workdir, began)
         during_a_save += saving
         wait_for(lambda: not marked(marker), seconds=30)
-        moment = (
-            f"kill {number + 1}: {time.monotonic() - began:.1f} s after its start, step {last_step(workdir)} recorded"
-        )
+        moment = f"kill {number + 1}: {time.time() - began:.1f} s after its start, step {last_step(workdir)} recorded"
         print(f"{moment}, {workers} children{', while saving' if saving else ''}; none of them left")
-    said = finish(start(root, workdir, marker))
+    said = finish(start(root, workdir, marker), workdir)
     assert "resuming from step" in said
     assert during_a_save >= min(3, KILLS // 3)
     assert not marked(marker)
@@ -156,12 +165,12 @@ def test_told_to_stop(root, tmp_path, undisturbed):
         wait_for((workdir / "config.json").exists, process)
         wait_for(lambda: last_step(workdir) >= target, process)
         process.send_signal(stop)
-        said = finish(process)
+        said = finish(process, workdir)
         assert "asked to stop: saved step" in said
         assert str(workdir / "checkpoints") in said
         assert not marked(marker)
         step = int(checkpoint.read(workdir / "checkpoints", ("step",))["step"])
         assert f"saved step {step} of {TOTAL}" in said
         assert step >= target
-    finish(start(root, workdir, marker))
+    finish(start(root, workdir, marker), workdir)
     assert_same_run(workdir, undisturbed)
