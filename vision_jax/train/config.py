@@ -166,13 +166,14 @@ def _override(config, field, text):
         if part not in groups:
             raise unknown(f"group of config fields in --config.{field}:", part, groups)
         node = node[part]
-    _set(node, leaf, _literal(text), field)
+    _set(node, leaf, literal(text), field)
 
 
 _DURATIONS = ("total", "every", "warmup", "cooldown")  # a bare number is steps
 
 
-def _literal(text):
+def literal(text):
+    """The value of a command-line text: a Python literal, or the text itself."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
