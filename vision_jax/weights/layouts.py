@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vision_jax.layers.attention import QKV, Attention
+from vision_jax.layers.attention import KV, QKV, Attention
+from vision_jax.layers.attention_pool import AttentionPoolLatent
 from vision_jax.layers.conv import Conv
+from vision_jax.layers.glu import GLU
 from vision_jax.layers.linear import Linear, PointwiseConv
 from vision_jax.layers.norm import BatchNorm, LayerNorm
 
@@ -39,9 +41,34 @@ class Rule(NamedTuple):
     beside: tuple = ()
 
 
-def _heads(module):
-    """(heads, head_dim) of a QKV layer."""
-    return module.kernel.shape[-2:]
+def _joined(parts, axes):
+    """Several maps in one layer, [C, parts, *outputs] and [parts, *outputs], there [parts, outputs, C]; `axes` outputs."""
+
+    def outputs(module):
+        return module.kernel.shape[-axes:]
+
+    return {
+        "kernel": Rule(
+            "weight",
+            lambda a, _: a.transpose(*range(1, a.ndim), 0).reshape(parts, -1, a.shape[0]),
+            lambda a, m: a.transpose(2, 0, 1).reshape(-1, parts, *outputs(m)),
+            parts=parts,
+        ),
+        "bias": Rule(
+            "bias", lambda a, _: a.reshape(parts, -1), lambda a, m: a.reshape(parts, *outputs(m)), parts=parts
+        ),
+    }
+
+
+def _apart(parts):
+    """The same where the reference has one layer for each, [parts, C, *outputs]."""
+    kernel = Rule("kernel", lambda a, _: a.swapaxes(0, 1), lambda a, _: a.swapaxes(0, 1), parts=parts)
+    return {"kernel": kernel, "bias": Rule("bias", parts=parts)}
+
+
+def _from_heads(heads):
+    """A projection of the heads' results that keeps them apart, [heads, head_dim, C]; `heads(module)`: the two sizes."""
+    return Rule("kernel", lambda a, m: a.reshape(*heads(m), -1), lambda a, _: a.reshape(-1, a.shape[-1]))
 
 
 TORCH = {
@@ -54,30 +81,19 @@ TORCH = {
         "mean": Rule("running_mean"),
         "var": Rule("running_var", beside=(("num_batches_tracked", np.zeros((), np.int64)),)),
     },
-    QKV: {
-        # ours [C, 3, heads, head_dim], there [3, heads * head_dim, C]
-        "kernel": Rule(
-            "weight",
-            lambda a, _: a.transpose(1, 2, 3, 0).reshape(3, -1, a.shape[0]),
-            lambda a, m: a.reshape(3, *_heads(m), -1).transpose(3, 0, 1, 2),
-            parts=3,
-        ),
-        "bias": Rule("bias", lambda a, _: a.reshape(3, -1), lambda a, m: a.reshape(3, *_heads(m)), parts=3),
-    },
+    QKV: _joined(3, axes=2),
+    KV: _joined(2, axes=2),
+    GLU: _joined(2, axes=1),
 }  # fmt: skip
 
 LINEN = {
-    QKV: {
-        "kernel": Rule("kernel", lambda a, _: a.swapaxes(0, 1), lambda a, _: a.swapaxes(0, 1), parts=3),
-        "bias": Rule("bias", parts=3),
-    },
-    Attention: {
-        # the projection of the heads' results keeps the heads apart: [heads, head_dim, C]
-        "proj.kernel": Rule(
-            "kernel",
-            lambda a, m: a.reshape(*_heads(m.qkv), -1),
-            lambda a, _: a.reshape(-1, a.shape[-1]),
-        ),
+    QKV: _apart(3),
+    KV: _apart(2),
+    Attention: {"proj.kernel": _from_heads(lambda m: m.qkv.kernel.shape[-2:])},
+    AttentionPoolLatent: {
+        "q.kernel": Rule("kernel", lambda a, m: a.reshape(-1, *m.kv.kernel.shape[-2:]), lambda a, _: a.reshape(len(a), -1)),
+        "q.bias": Rule("bias", lambda a, m: a.reshape(m.kv.kernel.shape[-2:]), lambda a, _: a.reshape(-1)),
+        "proj.kernel": _from_heads(lambda m: m.kv.kernel.shape[-2:]),
     },
 }  # fmt: skip
 
