@@ -116,7 +116,7 @@ def list_models(pattern="*", *, family=None, pretrained=False):
         if family not in families.values():
             raise unknown("family", family, set(families.values()))
         names = {name for name in names if families[name] == family}
-    return sorted(name for name in names if not pretrained or _all()[name].default_tag)
+    return sorted(name for name in names if not pretrained or any(tag.hub for tag in _all()[name].tags.values()))
 
 
 def family_of(name):

@@ -41,34 +41,22 @@ class Rule(NamedTuple):
     beside: tuple = ()
 
 
-def _joined(parts, axes):
-    """Several maps in one layer, [C, parts, *outputs] and [parts, *outputs], there [parts, outputs, C]; `axes` outputs."""
+def _heads(module):
+    """(heads, head_dim) of a QKV layer."""
+    return module.kernel.shape[-2:]
 
-    def outputs(module):
-        return module.kernel.shape[-axes:]
 
+def _projections(parts):
+    """Ours [C, parts, heads, head_dim], there [parts, heads * head_dim, C]."""
     return {
         "kernel": Rule(
             "weight",
-            lambda a, _: a.transpose(*range(1, a.ndim), 0).reshape(parts, -1, a.shape[0]),
-            lambda a, m: a.transpose(2, 0, 1).reshape(-1, parts, *outputs(m)),
+            lambda a, _: a.transpose(1, 2, 3, 0).reshape(parts, -1, a.shape[0]),
+            lambda a, m: a.reshape(parts, *_heads(m), -1).transpose(3, 0, 1, 2),
             parts=parts,
         ),
-        "bias": Rule(
-            "bias", lambda a, _: a.reshape(parts, -1), lambda a, m: a.reshape(parts, *outputs(m)), parts=parts
-        ),
+        "bias": Rule("bias", lambda a, _: a.reshape(parts, -1), lambda a, m: a.reshape(parts, *_heads(m)), parts=parts),
     }
-
-
-def _apart(parts):
-    """The same where the reference has one layer for each, [parts, C, *outputs]."""
-    kernel = Rule("kernel", lambda a, _: a.swapaxes(0, 1), lambda a, _: a.swapaxes(0, 1), parts=parts)
-    return {"kernel": kernel, "bias": Rule("bias", parts=parts)}
-
-
-def _from_heads(heads):
-    """A projection of the heads' results that keeps them apart, [heads, head_dim, C]; `heads(module)`: the two sizes."""
-    return Rule("kernel", lambda a, m: a.reshape(*heads(m), -1), lambda a, _: a.reshape(-1, a.shape[-1]))
 
 
 TORCH = {
@@ -81,19 +69,39 @@ TORCH = {
         "mean": Rule("running_mean"),
         "var": Rule("running_var", beside=(("num_batches_tracked", np.zeros((), np.int64)),)),
     },
-    QKV: _joined(3, axes=2),
-    KV: _joined(2, axes=2),
-    GLU: _joined(2, axes=1),
+    QKV: _projections(3),
+    KV: _projections(2),
+    GLU: {
+        # ours [C, 2, hidden], there [2, hidden, C]
+        "kernel": Rule("weight", lambda a, _: a.transpose(1, 2, 0), lambda a, _: a.transpose(2, 0, 1), parts=2),
+        "bias": Rule("bias", parts=2),
+    },
 }  # fmt: skip
 
 LINEN = {
-    QKV: _apart(3),
-    KV: _apart(2),
-    Attention: {"proj.kernel": _from_heads(lambda m: m.qkv.kernel.shape[-2:])},
+    QKV: {
+        "kernel": Rule("kernel", lambda a, _: a.swapaxes(0, 1), lambda a, _: a.swapaxes(0, 1), parts=3),
+        "bias": Rule("bias", parts=3),
+    },
+    KV: {
+        "kernel": Rule("kernel", lambda a, _: a.swapaxes(0, 1), lambda a, _: a.swapaxes(0, 1), parts=2),
+        "bias": Rule("bias", parts=2),
+    },
     AttentionPoolLatent: {
-        "q.kernel": Rule("kernel", lambda a, m: a.reshape(-1, *m.kv.kernel.shape[-2:]), lambda a, _: a.reshape(len(a), -1)),
-        "q.bias": Rule("bias", lambda a, m: a.reshape(m.kv.kernel.shape[-2:]), lambda a, _: a.reshape(-1)),
-        "proj.kernel": _from_heads(lambda m: m.kv.kernel.shape[-2:]),
+        # heads apart: the query's [C, heads, head_dim], the projection's [heads, head_dim, C]
+        "q.kernel": Rule("kernel", lambda a, m: a.reshape(-1, *_heads(m.kv)), lambda a, _: a.reshape(len(a), -1)),
+        "q.bias": Rule("bias", lambda a, m: a.reshape(_heads(m.kv)), lambda a, _: a.reshape(-1)),
+        "proj.kernel": Rule(
+            "kernel", lambda a, m: a.reshape(*_heads(m.kv), -1), lambda a, _: a.reshape(-1, a.shape[-1])
+        ),
+    },
+    Attention: {
+        # the projection of the heads' results keeps the heads apart: [heads, head_dim, C]
+        "proj.kernel": Rule(
+            "kernel",
+            lambda a, m: a.reshape(*_heads(m.qkv), -1),
+            lambda a, _: a.reshape(-1, a.shape[-1]),
+        ),
     },
 }  # fmt: skip
 

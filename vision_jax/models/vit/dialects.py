@@ -1,4 +1,4 @@
-"""How other implementations name a ViT's parameters: (pattern, replacement) from our names, see `weights/convert.py`."""
+"""How other implementations name a ViT's parameters: (pattern, replacement), as `weights/convert.py` explains."""
 
 HF = (  # the files on the hub, which transformers reads and writes
     (r"^cls_token$", "vit.embeddings.cls_token"),

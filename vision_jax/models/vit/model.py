@@ -107,7 +107,7 @@ class ViTConfig:
 
 
 class VisionTransformer(Model):
-    """Images [B, H, W, C] -> logits [B, num_classes]; a distilled one in train mode -> the two heads' logits, a pair."""
+    """Images [B, H, W, C] -> logits [B, num_classes]; the two heads' logits where a distilled one is trained."""
 
     classifier = ("head", "head_dist")
     # what is added to every key adds one number to all scores of a query
@@ -163,9 +163,10 @@ class VisionTransformer(Model):
         """
         x = self.patch_embed(images)
         B, H, W, C = x.shape
-        if (H, W) != self.grid:
+        if self.grid != (H, W):
             raise InputError(
-                f"images give {(H, W)} patches, the model has positions for {self.grid}: create_model(..., img_size={images.shape[1:3]})"
+                f"images give {(H, W)} patches, the model has positions for {self.grid}: "
+                f"create_model(..., img_size={images.shape[1:3]})"
             )
         position = sincos_2d(H, W, C)[None] if self.pos_embed is None else self.pos_embed[...]
         position = position.astype(x.dtype)

@@ -40,8 +40,7 @@ _TAGS = {  # in what published weights differ from the model's own fields
     "webli_ft_in1k": dict(num_classes=1000, crop_pct=1.0, crop_mode="squash"),
     "fb_in22k_ft_in1k": dict(crop_pct=1.0),
 }
-# registered without weights: the published ones are pickles
-_IJEPA = dict(num_classes=0, licence="cc-by-nc-4.0", **_IMAGENET)
+_IJEPA = dict(num_classes=0, licence="cc-by-nc-4.0", hub="", **_IMAGENET)  # published as pickles alone
 _SO150M = dict(no_embed_class=False, layer_scale_init=None, fc_norm=False)
 _SO150M2 = dict(no_embed_class=False, qkv_bias=False)
 _GIANT = dict(embed_dim=1536, num_heads=24, mlp_ratio=2 * 2.66667, mlp="swiglu")
@@ -128,9 +127,9 @@ _register(
         ),
         ("vit_betwixt_patch16_gap_256", 60_372_840, 16.25, "", dict(qkv_bias=False, layer_scale_init=1e-6)),
         ("vit_base_patch16_gap_224", 86_566_120, 17.49, "", dict(crop_pct=0.9, num_heads=16)),
-        ("vit_huge_patch16_gap_448", 631_668_480, 544.70, "", dict(crop_pct=1.0, **_IJEPA)),
-        ("vit_huge_patch14_gap_224", 630_762_240, 166.73, "", dict(crop_pct=0.9, **_IJEPA)),
-        ("vit_giant_patch16_gap_224", 1_011_368_576, 202.46, "", dict(crop_pct=0.9, **_IJEPA)),
+        ("vit_huge_patch16_gap_448", 631_668_480, 544.70, "in1k_ijepa", dict(crop_pct=1.0, **_IJEPA)),
+        ("vit_huge_patch14_gap_224", 630_762_240, 166.73, "in1k_ijepa in22k_ijepa", dict(crop_pct=0.9, **_IJEPA)),
+        ("vit_giant_patch16_gap_224", 1_011_368_576, 202.46, "in22k_ijepa", dict(crop_pct=0.9, **_IJEPA)),
     ),
     paper="2010.11929", class_token=False, global_pool="avg", fc_norm=False, crop_pct=0.95, **_INCEPTION,
 )  # fmt: skip
