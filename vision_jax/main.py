@@ -8,7 +8,6 @@ Any field of the config is overridden by --config.field=value, as --config.optim
 """
 
 import argparse
-import difflib
 import pathlib
 import sys
 

@@ -27,14 +27,10 @@ class Model(nnx.Module):
     def __call__(self, images, train=None):
         """Images [B, H, W, C], normalised floats -> logits [B, num_classes], or features [B, C] if num_classes is 0."""
         if images.ndim != 4 or images.shape[-1] != self.config.in_chans:
-            first = (
-                " They look channels-first: images.transpose(0, 2, 3, 1)."
-                if _channels_first(images, self.config)
-                else ""
-            )
-            raise InputError(
-                f"images of shape {tuple(images.shape)} given; [B, H, W, {self.config.in_chans}] is wanted.{first}"
-            )
+            message = f"images of shape {tuple(images.shape)} given; [B, H, W, {self.config.in_chans}] is wanted."
+            if images.ndim == 4 and images.shape[1] == self.config.in_chans:
+                message += " They look channels-first: images.transpose(0, 2, 3, 1)."
+            raise InputError(message)
         return self.forward_head(self.forward_features(images, train), train)
 
     def reset_classifier(self, num_classes, seed=0):
@@ -66,7 +62,3 @@ class Model(nnx.Module):
             if not -n <= i < n:
                 raise InputError(f"out_indices={tuple(out_indices)}: {i} is out of range, the model has {n} maps")
         return tuple(i % n for i in out_indices)
-
-
-def _channels_first(images, config):
-    return images.ndim == 4 and images.shape[1] == config.in_chans

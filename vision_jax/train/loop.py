@@ -10,10 +10,9 @@ import jax
 import numpy as np
 
 from vision_jax.data import train_batches
-from vision_jax.errors import InputError
+from vision_jax.names import names
 from vision_jax.parallel.processes import to_global
 from vision_jax.parallel.sharding import batch_sharding
-from vision_jax.names import names
 from vision_jax.train.checkpoint import Checkpointer
 from vision_jax.train.config import differences, read_config, save_config
 from vision_jax.train.evaluate import evaluate

@@ -4,14 +4,11 @@ The state is a dict: "step", "data_position" (batches consumed), the model's col
 "opt_state", and "ema" where an average of the model is kept. Whatever is random is drawn from (seed, step).
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import optax
 
-from vision_jax.mesh import constrain, placing
-from vision_jax.mesh import BATCH
+from vision_jax.mesh import BATCH, constrain, placing
 from vision_jax.parallel import sharding
 from vision_jax.train.ema import ema_update
 
@@ -91,16 +88,11 @@ def make_train_step(static, task, optimizer, device_ops, mesh, rules, *, seed, a
         grads, others, metrics = compute(params, others, frozen, batch, model_key)
         updates, opt_state = optimizer.update(grads, state["opt_state"], params)
         variables = {"params": optax.apply_updates(params, updates), **others}
-        new = {
-            "step": state["step"] + 1,
-            "data_position": state["data_position"] + 1,
-            **variables,
-            "opt_state": opt_state,
-        }
+        new = {name: state[name] + 1 for name in ("step", "data_position")} | {**variables, "opt_state": opt_state}
         if ema_decay:
             new["ema"] = ema_update(state["ema"], variables, state["step"], ema_decay, warmup=True)
         metrics |= {
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "finite": jnp.stack([jnp.isfinite(g).all() for g in jax.tree.leaves(grads)]),
         }
         if "replaced" in batch:

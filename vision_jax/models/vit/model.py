@@ -74,10 +74,8 @@ class ViTConfig:
     dtype: Any = jnp.float32
 
     def __post_init__(self):
-        check(
-            self.embed_dim % self.num_heads == 0,
-            f"embed_dim={self.embed_dim} must be a multiple of num_heads={self.num_heads}",
-        )
+        dim, heads, pool, fixed = self.embed_dim, self.num_heads, self.global_pool, self.position == "sincos2d"
+        check(dim % heads == 0, f"embed_dim={dim} must be a multiple of num_heads={heads}")
         for field, allowed in (
             ("global_pool", ("token", "avg", "map")),
             ("position", ("learned", "sincos2d")),
@@ -86,24 +84,16 @@ class ViTConfig:
         ):
             given = getattr(self, field)
             check(given in allowed, f"{field}={given!r}: one of {', '.join(map(repr, allowed))}")
-        check(self.position == "learned" or not self.class_token, "position='sincos2d' is for class_token=False")
-        check(
-            self.position == "learned" or self.embed_dim % 4 == 0,
-            f"position='sincos2d' needs embed_dim={self.embed_dim} to be a multiple of 4",
-        )
-        check(
-            self.class_token or self.global_pool != "token", "global_pool='token' needs class_token=True; or use 'avg'"
-        )
-        check(
-            not self.distilled or (self.global_pool == "token" and not self.reg_tokens and not self.fc_norm),
-            "distilled=True reads two tokens: it needs global_pool='token', reg_tokens=0 and no fc_norm",
-        )
+        check(self.class_token or pool != "token", "global_pool='token' needs class_token=True; or use 'avg'")
+        alone = pool == "token" and not self.reg_tokens and not self.fc_norm
+        check(alone or not self.distilled, "distilled=True needs global_pool='token', reg_tokens=0 and no fc_norm")
+        check(not (fixed and self.class_token), "position='sincos2d' is for class_token=False")
+        check(not fixed or dim % 4 == 0, f"position='sincos2d' needs embed_dim={dim} to be a multiple of 4")
         for size, patch in zip(pair(self.img_size), pair(self.patch_size), strict=True):
             near = max(round(size / patch), 1) * patch
-            check(
-                size >= patch and (self.drop_edge or size % patch == 0),
-                f"img_size={self.img_size} is not a multiple of patch_size={self.patch_size}; the nearest is {near}",
-            )
+            given = f"img_size={self.img_size} is not a multiple of patch_size={self.patch_size}"
+            whole = size % patch == 0 or (self.drop_edge and size > patch)
+            check(whole, f"{given}; the nearest is {near}")
 
 
 class VisionTransformer(Model):
@@ -117,7 +107,7 @@ class VisionTransformer(Model):
 
     def __init__(self, config):
         c = self.config = config
-        kw, norm = dict(dtype=c.dtype), functools.partial(LayerNorm, epsilon=1e-6, dtype=c.dtype)
+        kw, norm = {"dtype": c.dtype}, functools.partial(LayerNorm, epsilon=1e-6, dtype=c.dtype)
         dim, hidden = c.embed_dim, int(c.embed_dim * c.mlp_ratio)
         self.grid = tuple(s // p for s, p in zip(pair(c.img_size), pair(c.patch_size), strict=True))
         self.patch_embed = PatchEmbed(c.in_chans, dim, c.patch_size, **kw)
@@ -164,10 +154,8 @@ class VisionTransformer(Model):
         x = self.patch_embed(images)
         B, H, W, C = x.shape
         if self.grid != (H, W):
-            raise InputError(
-                f"images give {(H, W)} patches, the model has positions for {self.grid}: "
-                f"create_model(..., img_size={images.shape[1:3]})"
-            )
+            here = f"images give {(H, W)} patches, the model has positions for {self.grid}"
+            raise InputError(f"{here}: create_model(..., img_size={images.shape[1:3]})")
         position = sincos_2d(H, W, C)[None] if self.pos_embed is None else self.pos_embed[...]
         position = position.astype(x.dtype)
         x = x.reshape(B, H * W, C) + position[:, self.placed :]
