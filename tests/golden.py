@@ -27,6 +27,7 @@ class Case:
       theirs: "timm:NAME"; kwargs: what makes that one equally small.
       size: height and width of the images.
       gain: of the filled kernels; tuned so that no signal dies or saturates.
+      init: fields and keywords, the same for both, that make a model small enough to compare its initialisation.
       maps: names of the reference's modules whose outputs are the pyramid's maps, where it has no
         `forward_intermediates`.
       drop: the keyword of the reference's drop-path rate.
@@ -38,6 +39,7 @@ class Case:
     kwargs: dict
     size: tuple = (32, 32)
     gain: float = 1.0
+    init: dict = dataclasses.field(default_factory=dict)
     maps: tuple = ()
 
 

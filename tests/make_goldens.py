@@ -94,7 +94,10 @@ def make(key, case):
     for module in model.modules():  # whatever is random is off, and training is on
         if "drop" in type(module).__name__.lower():
             module.p = module.drop_prob = 0.0
+    if hasattr(model, "set_distilled_training"):
+        model.set_distilled_training()
     logits = model.train()(images.double())
+    logits = torch.cat(logits, dim=1) if isinstance(logits, tuple) else logits  # two heads, one loss
     (logits * torch.from_numpy(golden.loss_weights(tuple(logits.shape)))).sum().backward()
     arrays["train_logits"] = golden.sample(logits.detach().numpy())
     gradients = {name: golden.measure(name, leaf.grad.numpy()) for name, leaf in model.named_parameters()}
@@ -141,8 +144,9 @@ def init_statistics(case):
     """Name -> (mean, standard deviation) of every leaf of the full-size reference as it initialises itself."""
     package, name = case.theirs.split(":")
     torch.manual_seed(0)
-    model = importlib.import_module(package).create_model(name)
-    return {name: [leaf.mean().item(), leaf.std(correction=0).item()] for name, leaf in model.named_parameters()}
+    model = importlib.import_module(package).create_model(name, **case.init)
+    leaves = {name: leaf.double() for name, leaf in model.named_parameters()}
+    return {name: [leaf.mean().item(), leaf.std(correction=0).item()] for name, leaf in leaves.items()}
 
 
 if __name__ == "__main__":

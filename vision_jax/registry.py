@@ -30,6 +30,8 @@ class Pretrained:
       mean, std: of normalisation, a channel.
       crop_pct: side of the centre crop as a fraction of the resized shorter side.
       interpolation: of resizing.
+      crop_mode: "center"; "squash" resizes both sides to img_size / crop_pct, whatever the shape.
+      licence: of these weights.
     """
 
     hub: str = ""
@@ -39,6 +41,8 @@ class Pretrained:
     std: tuple = IMAGENET_STD
     crop_pct: float = 0.875
     interpolation: str = "bicubic"
+    crop_mode: str = "center"
+    licence: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +54,7 @@ class ModelInfo:
       model: the class; config: its configuration.
       params: number of parameters; gmacs: multiply-adds for one image, in 1e9, as published.
       paper: arXiv id; reference: the implementation it is compared with, "" for the paper alone.
-      licence: of the published weights.
+      licence: of the published weights, unless a tag says otherwise.
       tags: {tag: Pretrained}, the default first; never empty ("" where no weights are published).
     """
 
@@ -84,7 +88,7 @@ def register(name, model, config, *, params, gmacs, paper, licence, reference="t
     """
     if name in _REGISTRY:
         raise ValueError(f"model {name!r} is registered twice")
-    shared = {"img_size": config.img_size, "num_classes": config.num_classes, **preprocessing}
+    shared = {"img_size": config.img_size, "num_classes": config.num_classes, "licence": licence, **preprocessing}
     own = tags if isinstance(tags, dict) else {tag: {} for tag in tags}
     entries = {tag: Pretrained(**{"hub": f"timm/{name}.{tag}" if tag else "", **shared, **f}) for tag, f in own.items()}
     _REGISTRY[name] = ModelInfo(name, model, config, params, gmacs, paper, reference, licence, entries)
@@ -113,12 +117,12 @@ def list_models(pattern="*", *, family=None, pretrained=False):
         if family not in families.values():
             raise unknown("family", family, set(families.values()))
         names = {name for name in names if families[name] == family}
-    return sorted(name for name in names if not pretrained or _all()[name].default_tag)
+    return sorted(name for name in names if not pretrained or any(tag.hub for tag in _all()[name].tags.values()))
 
 
 def family_of(name):
-    """The family of a model: the file in `vision_jax/models` that registers it."""
-    return _all()[name].model.__module__.rpartition(".")[2]
+    """The family of a model: the file or directory in `vision_jax/models` that registers it."""
+    return _all()[name].model.__module__.removeprefix("vision_jax.models.").partition(".")[0]
 
 
 def model_info(name):

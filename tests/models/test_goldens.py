@@ -80,6 +80,7 @@ def trained(key):
     def gradient(variables, images):
         def loss(params):
             logits, state = vj.apply(static, {**variables, "params": params}, images, train=True, key=jax.random.key(0))
+            logits = jnp.concatenate(logits, axis=1) if isinstance(logits, tuple) else logits  # two heads, one loss
             return (logits * golden.loss_weights(logits.shape)).sum(), (logits, state)
 
         return jax.grad(loss, has_aux=True)(variables["params"])
@@ -152,8 +153,9 @@ def test_every_leaf_is_seen(key):
 
 def parts(path, leaf):
     """The parts of a leaf that are changed one at a time, with what they add to its name."""
-    if path[-2:-1] == ("qkv",):
-        return [(f"[{i}]", np.s_[:, i] if leaf.ndim == 4 else np.s_[i]) for i in range(3)]
+    if path[-2] in ("qkv", "kv") and leaf.ndim > 2:
+        axis = leaf.ndim - 3
+        return [(f"[{i}]", np.s_[:, i] if axis else np.s_[i]) for i in range(leaf.shape[axis])]
     return [("", np.s_[...])]
 
 
@@ -197,7 +199,7 @@ def test_drop_path_schedule(key):
 def test_initialisation(key):
     """Mean and standard deviation of every leaf of the full-size model, within five errors of two samples."""
     case, (_, record) = CASES[key], golden.load(key)
-    model = vj.create_model(case.ours)
+    model = vj.create_model(case.ours, **case.init)
     ours = vj.state_dict(model, "timm")
     for name, (mean, std) in record["init"].items():
         leaf, slack = ours[name].astype(np.float64), 7 / np.sqrt(ours[name].size)

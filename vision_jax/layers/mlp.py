@@ -10,6 +10,7 @@ from vision_jax.layers.drop import dropout
 from vision_jax.layers.linear import Linear
 
 gelu = functools.partial(jax.nn.gelu, approximate=False)
+gelu_tanh = functools.partial(jax.nn.gelu, approximate=True)
 
 
 class Mlp(nnx.Module):

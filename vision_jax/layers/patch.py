@@ -13,7 +13,10 @@ class PatchEmbed(nnx.Module):
     ViT (Dosovitskiy et al., 2021, arXiv:2010.11929, equation 1).
     """
 
-    def __init__(self, channels, dim, patch_size, *, bias=True, norm=None, dtype=jnp.float32):
+    def __init__(
+        self, channels, dim, patch_size, *, bias=True, norm=None, init=torch_default, bias_init=torch_default,
+        dtype=jnp.float32,
+    ):  # fmt: skip
         self.proj = Conv(
             channels,
             dim,
@@ -21,8 +24,8 @@ class PatchEmbed(nnx.Module):
             stride=patch_size,
             padding=0,
             bias=bias,
-            init=torch_default,
-            bias_init=torch_default,
+            init=init,
+            bias_init=bias_init,
             dtype=dtype,
         )
         self.norm = norm(dim) if norm else None
