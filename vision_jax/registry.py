@@ -29,6 +29,7 @@ class Pretrained:
       mean, std: of normalisation, a channel.
       crop_pct: side of the centre crop as a fraction of the resized shorter side.
       interpolation: of resizing.
+      licence: of these weights; register() fills in the model's.
     """
 
     hub: str = ""
@@ -38,6 +39,7 @@ class Pretrained:
     std: tuple = IMAGENET_STD
     crop_pct: float = 0.875
     interpolation: str = "bicubic"
+    licence: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +85,7 @@ def register(name, model, config, *, params, gmacs, paper, licence, reference="t
     """
     if name in _REGISTRY:
         raise ValueError(f"model {name!r} is registered twice")
-    shared = {"img_size": config.img_size, "num_classes": config.num_classes, **preprocessing}
+    shared = {"img_size": config.img_size, "num_classes": config.num_classes, "licence": licence, **preprocessing}
     own = tags if isinstance(tags, dict) else {tag: {} for tag in tags}
     entries = {tag: Pretrained(**{"hub": f"timm/{name}.{tag}" if tag else "", **shared, **f}) for tag, f in own.items()}
     _REGISTRY[name] = ModelInfo(name, model, config, params, gmacs, paper, reference, licence, entries)
