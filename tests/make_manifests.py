@@ -38,7 +38,7 @@ def timm_variant(name):
         "params": sum(p.numel() for p in model.parameters()),
         "macs": counter.get_total_flops() // 2,
         "img_size": list(size[1:]),
-        "default_tag": default.tag or "",
+        "default_tag": default.tag if cfgs else "",  # timm calls the absence of weights "untrained"
         "tags": {tag: {**{k: getattr(c, k) for k in keys}, "img_size": c.input_size[1]} for tag, c in cfgs.items()},
     }
 
