@@ -28,9 +28,11 @@ class QKV(nnx.Module):
         self.kernel = param((dim, 3, num_heads, head_dim), init, (dim, 3 * num_heads * head_dim))
         self.bias = param((3, num_heads, head_dim), zeros) if bias else None
 
-    def __call__(self, x):
-        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        out = [jnp.einsum("...c,chd->...hd", x, kernel[:, i]) for i in range(3)]
+    def __call__(self, *inputs):
+        """One input for all, or one each for queries, keys and values, whose tokens may differ in number."""
+        inputs = inputs if len(inputs) > 1 else inputs * 3
+        inputs, kernel = [x.astype(self.dtype) for x in inputs], self.kernel[...].astype(self.dtype)
+        out = [jnp.einsum("...c,chd->...hd", x, kernel[:, i]) for i, x in enumerate(inputs)]
         if self.bias is None:
             return out
         return [y + b for y, b in zip(out, self.bias[...].astype(self.dtype), strict=True)]
