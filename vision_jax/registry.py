@@ -31,7 +31,7 @@ class Pretrained:
       crop_pct: side of the centre crop as a fraction of the resized shorter side.
       interpolation: of resizing.
       crop_mode: "center"; "squash" resizes both sides to img_size / crop_pct, whatever the shape.
-      licence: of these weights.
+      licence: of these weights; register() fills in the model's.
     """
 
     hub: str = ""

@@ -30,9 +30,11 @@ class QKV(nnx.Module):
         self.kernel = param((dim, self.parts, num_heads, head_dim), init, (dim, self.parts * num_heads * head_dim))
         self.bias = param((self.parts, num_heads, head_dim), zeros) if bias else None
 
-    def __call__(self, x):
-        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        out = [jnp.einsum("...c,chd->...hd", x, kernel[:, i]) for i in range(self.parts)]
+    def __call__(self, *inputs):
+        """One input for all, or one each for queries, keys and values, whose tokens may differ in number."""
+        inputs = inputs if len(inputs) > 1 else inputs * self.parts
+        inputs, kernel = [x.astype(self.dtype) for x in inputs], self.kernel[...].astype(self.dtype)
+        out = [jnp.einsum("...c,chd->...hd", x, kernel[:, i]) for i, x in enumerate(inputs)]
         if self.bias is None:
             return out
         return [y + b for y, b in zip(out, self.bias[...].astype(self.dtype), strict=True)]
