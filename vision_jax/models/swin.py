@@ -67,6 +67,34 @@ class SwinConfig:
             )
 
 
+def _merging_before(prefix):
+    """The authors' and transformers' code count a merging to the stage before it."""
+    return (r"^stages\.(\d+)\.downsample", lambda match: f"{prefix}.{int(match[1]) - 1}.downsample")
+
+
+TIMM = ((r"^stages\.", "layers."), (r"^head\.", "head.fc."))
+OFFICIAL = (_merging_before("layers"), (r"^stages\.", "layers."))
+
+
+def huggingface(prefix):
+    """The names of transformers' files on the hub."""
+    return (
+        (r"^patch_embed\.proj\.", f"{prefix}.embeddings.patch_embeddings.projection."),
+        (r"^patch_embed\.norm\.", f"{prefix}.embeddings.norm."),
+        _merging_before(f"{prefix}.encoder.layers"),
+        (r"^stages\.", f"{prefix}.encoder.layers."),
+        (r"\.norm1\.", ".layernorm_before."),
+        (r"\.norm2\.", ".layernorm_after."),
+        (r"\.attn\.qkv\.", tuple(f".attention.self.{part}." for part in ("query", "key", "value"))),
+        (r"\.attn\.proj\.", ".attention.output.dense."),
+        (r"\.attn\.", ".attention.self."),
+        (r"\.mlp\.fc1\.", ".intermediate.dense."),
+        (r"\.mlp\.fc2\.", ".output.dense."),
+        (r"^norm\.", f"{prefix}.layernorm."),
+        (r"^head\.", "classifier."),
+    )
+
+
 class SwinStage(nnx.Module):
     """Patch merging (None in the first stage), then blocks: [B, H, W, Cin] -> [B, H', W', C]."""
 
@@ -84,13 +112,7 @@ class SwinTransformer(Model):
     classifier = ("head",)
     # what is added to every key adds one number to all scores of a query
     inert = (r"attn\.qkv\.bias\[1\]$",)
-    _TIMM = ((r"^stages\.", "layers."), (r"^head\.", "head.fc."))
-    # the authors' code counts a merging to the stage before it
-    _OFFICIAL = (
-        (r"^stages\.(\d+)\.downsample", lambda match: f"layers.{int(match[1]) - 1}.downsample"),
-        (r"^stages\.", "layers."),
-    )
-    torch_names: ClassVar = {"timm": _TIMM, "official": _OFFICIAL}
+    torch_names: ClassVar = {"timm": TIMM, "official": OFFICIAL, "hf": huggingface("swin")}
     torch_ignore = (r"\.relative_position_index$", r"\.attn_mask$")
 
     def __init__(self, config):

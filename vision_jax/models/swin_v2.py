@@ -27,7 +27,7 @@ from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.patch import PatchMerging
 from vision_jax.layers.position import log_spaced_offsets
 from vision_jax.layers.window import crop_windows, pad_to_windows, relative_bias
-from vision_jax.models.swin import SIZES, SwinConfig, SwinTransformer
+from vision_jax.models.swin import OFFICIAL, SIZES, TIMM, SwinConfig, SwinTransformer, huggingface
 from vision_jax.parameters import Constant, param, zeros
 from vision_jax.registry import check, register
 
@@ -107,12 +107,21 @@ class ContinuousBias(nnx.Module):
         return 16 * jax.nn.sigmoid(relative_bias(table, self.window_size))
 
 
+_CPB = ((r"\.cpb_mlp\.fc1\.", ".cpb_mlp.0."), (r"\.cpb_mlp\.fc2\.", ".cpb_mlp.2."))
+_HF = (
+    *huggingface("swinv2"),
+    *_CPB,
+    (r"\.cpb_mlp\.", ".continuous_position_bias_mlp."),
+    (r"\.q_bias$", ".query.bias"),
+    (r"\.v_bias$", ".value.bias"),
+)
+
+
 class SwinTransformerV2(SwinTransformer):
     """Images [B, H, W, C] -> logits [B, num_classes]."""
 
     inert = ()
-    _CPB = ((r"\.cpb_mlp\.fc1\.", ".cpb_mlp.0."), (r"\.cpb_mlp\.fc2\.", ".cpb_mlp.2."))
-    torch_names: ClassVar = {name: (*renames, *_CPB) for name, renames in SwinTransformer.torch_names.items()}
+    torch_names: ClassVar = {"timm": (*TIMM, *_CPB), "official": (*OFFICIAL, *_CPB), "hf": _HF}
     torch_ignore = (*SwinTransformer.torch_ignore, r"\.relative_coords_table$")
 
     def _block(self, stage, dim, window, shift):
