@@ -26,7 +26,8 @@ class PatchEmbed(nnx.Module):
 class PatchMerging(nnx.Module):
     """Halves a map, [B, H, W, din] -> [B, ceil(H/2), ceil(W/2), dout] (Swin: arXiv:2103.14030, section 3.1).
 
-    Four neighbours side by side, column by column, then a projection. A map of odd size gets zeros below and to the right.
+    Four neighbours side by side, column by column, then a projection. A map of odd size gets zeros below and to the
+    right.
 
     Args:
       din, dout: channels in and out.

@@ -25,7 +25,7 @@ def sincos_2d(height, width, dim, temperature=10_000.0):
 
 @functools.cache
 def relative_index(height, width):
-    """The row of a table of relative positions for each query and key of a window, int32 [N, N] (Swin: arXiv:2103.14030).
+    """The row of a table of relative positions for each query and key, int32 [N, N] (Swin: arXiv:2103.14030, section 3.2).
 
     The table has (2 height - 1) (2 width - 1) rows, for the query's position minus the key's: rows from 1 - height to
     height - 1, and columns likewise within each.
@@ -36,7 +36,7 @@ def relative_index(height, width):
 
 @functools.cache
 def log_spaced_offsets(height, width, reference):
-    """Relative positions of a window on a logarithmic scale, [2 height - 1, 2 width - 1, 2], in `relative_index`'s order.
+    """Relative positions on a logarithmic scale, [2 height - 1, 2 width - 1, 2], in `relative_index`'s order.
 
     sign(d) log2(1 + 8 |d|), d in units of the window that the network was trained with, divided by log2(8) (Swin V2:
     arXiv:2111.09883, equation 4; its released code's constants).

@@ -1,8 +1,8 @@
 """Swin Transformer: Hierarchical Vision Transformer using Shifted Windows (Liu et al., 2021, arXiv:2103.14030).
 
 Attention runs inside windows of a map, with a bias for each relative position; every second block shifts the windows
-by half, so that neighbours meet. Between stages 2 x 2 patches merge. Partition, shift and mask are the operator's
-(`kernels.window_attention`), the bias is `layers.window.WindowAttention`'s, which window and which shift is decided here.
+by half, so that neighbours meet. Between stages 2 x 2 patches merge. Which window and which shift a block has is
+decided here; partition, shift and mask are in `kernels.window_attention`, the bias in `layers.window.WindowAttention`.
 
 Official repository: microsoft/Swin-Transformer; compared here with timm's. Two things that the paper does not say: a
 window never exceeds the map, and an axis that one window covers is not shifted; a map that windows do not tile is
@@ -173,7 +173,7 @@ class SwinTransformer(Model):
         return self.head(x) if self.head else x
 
     def layer_groups(self):
-        """(pattern, group) for layer-wise decay: the embedding, each block (a merging with the one after it), the head."""
+        """(pattern, group) for layer-wise decay: the embedding, each block (a merging with its next), the head."""
         groups, group = [(r"^patch_embed", 0)], 1
         for i, depth in enumerate(self.config.depths):
             groups.append((rf"^stages\.{i}\.downsample", group))

@@ -78,9 +78,10 @@ class CosineWindowAttention(nnx.Module):
     def __call__(self, x, train=None):
         q, k, v = self.qkv(pad_to_windows(x, self.window_size, self.shift))
         q, v = (y + b[...].astype(y.dtype).reshape(y.shape[3:]) for y, b in ((q, self.q_bias), (v, self.v_bias)))
-        tau = jnp.exp(-jnp.minimum(self.logit_scale[:, 0, 0], math.log(100)))  # at least 0.01
+        log_scale = self.logit_scale[:, 0, 0].astype(jnp.promote_types(x.dtype, jnp.float32))
+        scale = jnp.exp(jnp.minimum(log_scale, math.log(100)))  # tau is at least 0.01
         out = window_attention(
-            unit(q), unit(k), v, window_size=self.window_size, shift=self.shift, bias=self.cpb_mlp(), scale=1 / tau
+            unit(q), unit(k), v, window_size=self.window_size, shift=self.shift, bias=self.cpb_mlp(), scale=scale
         )
         out = crop_windows(out, x.shape[1:3], self.shift)
         return dropout(self.proj(out.reshape(x.shape)), self.proj_drop, train)
