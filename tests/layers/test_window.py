@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import windows
 from flax import nnx
 
+import windows
 from vision_jax.layers.window import WindowAttention
 
 

@@ -1,32 +1,21 @@
 """Swin and Swin V2 beyond their goldens: sizes, misuse, cosine attention by its definition, collectives on a mesh."""
 
 import re
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import windows
 from flax import nnx
 
 import vision_jax as vj
+import windows
 from vision_jax.errors import InputError
 from vision_jax.mesh import make_mesh
 from vision_jax.models.swin_v2 import CosineWindowAttention
 from vision_jax.parallel import sharding
 
 TINY = ("swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256")
-
-
-@pytest.mark.parametrize("family", ["swin", "swin_v2"])
-def test_published_parameter_counts(family):
-    for name in vj.list_models(family=family):
-        start = time.process_time()
-        model = vj.create_model(name, abstract=True)
-        assert time.process_time() - start < 1
-        count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(vj.split(model)[1]["params"]))
-        assert count == vj.model_info(name).params, name
 
 
 @pytest.mark.parametrize("name", TINY)
