@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vision_jax.errors import InputError, unknown
+from vision_jax.functional import at
 from vision_jax.parameters import abstract_parameters, draw_numpy
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -89,7 +90,7 @@ def register(name, model, config, *, params, gmacs, paper, licence, reference="t
     _REGISTRY[name] = ModelInfo(name, model, config, params, gmacs, paper, reference, licence, entries)
 
 
-@functools.lru_cache(maxsize=None)  # not "if the registry is empty": one family imported alone fills it in part
+@functools.cache  # not "if the registry is empty": one family imported alone fills it in part
 def _all():
     package = importlib.import_module("vision_jax.models")
     for module in pkgutil.iter_modules(package.__path__):
@@ -172,10 +173,8 @@ def fill(model, seed=0):
         leaf = variable.get_value()
         if isinstance(leaf, jax.ShapeDtypeStruct):
             keys = tuple(map(jax.tree_util.DictKey, path))
-            owner = functools.reduce(
-                lambda node, key: node[key] if isinstance(key, int) else getattr(node, key), path, model
-            )
-            owner.set_value(jnp.array(draw_numpy(variable.get_metadata()["init"], keys, leaf, seed), leaf.dtype))
+            value = draw_numpy(variable.get_metadata()["init"], keys, leaf, seed)
+            at(model, path).set_value(jnp.array(value, leaf.dtype))
     return model
 
 

@@ -1,4 +1,4 @@
-"""Swin V2 against timm: maps that windows tile, with the offsets of other windows; padded maps, shifted in two stages."""
+"""Swin V2 against timm: maps that windows tile, with offsets of other windows; padded maps, shifted in two stages."""
 
 from golden import Case
 

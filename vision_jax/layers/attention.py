@@ -65,7 +65,16 @@ class Attention(nnx.Module):
 
 
 def attention_probabilities(q, k, scale=None):
-    """softmax(q k^T scale) over the keys, [B, Nq, heads, d] and [B, Nk, heads, d] -> [B, heads, Nq, Nk], at least float32."""
+    """softmax(q k^T scale) over the keys, at least float32.
+
+    Args:
+      q: [B, Nq, heads, head_dim].
+      k: [B, Nk, heads, head_dim].
+      scale: head_dim ** -0.5 by default.
+
+    Returns:
+      [B, heads, Nq, Nk].
+    """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
     return jax.nn.softmax(scores * scale, axis=-1)

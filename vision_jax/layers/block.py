@@ -9,7 +9,7 @@ from vision_jax.mesh import constrain_batch
 
 
 class Block(nnx.Module):
-    """Two residual branches, x + drop_path(scale(mixer(norm(x)))): tokens or pixels mix in the first, channels in the second.
+    """Two residual branches, x + drop_path(scale(mixer(norm(x)))): tokens or pixels mix in the first, then channels.
 
     The general architecture of MetaFormer (Yu et al., 2022, arXiv:2111.11418, equations 2 and 3), normalised first;
     or x + drop_path(scale(norm(mixer(x)))) with `norm_last` (Swin V2: Liu et al., 2022, arXiv:2111.09883, figure 1).

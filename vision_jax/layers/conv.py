@@ -21,9 +21,20 @@ class Conv(nnx.Module):
     """
 
     def __init__(
-        self, din, dout, kernel_size, *, stride=1, padding=None, dilation=1, groups=1, bias=True,
-        init=trunc_normal, bias_init=zeros, dtype=jnp.float32,
-    ):  # fmt: skip
+        self,
+        din,
+        dout,
+        kernel_size,
+        *,
+        stride=1,
+        padding=None,
+        dilation=1,
+        groups=1,
+        bias=True,
+        init=trunc_normal,
+        bias_init=zeros,
+        dtype=jnp.float32,
+    ):
         kernel_size, self.stride, self.dilation = pair(kernel_size), pair(stride), pair(dilation)
         if padding is None:
             padding = tuple(d * (k - 1) // 2 for k, d in zip(kernel_size, self.dilation, strict=True))
@@ -35,9 +46,14 @@ class Conv(nnx.Module):
 
     def __call__(self, x):
         y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride, self.padding,
-            rhs_dilation=self.dilation, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=self.groups,
-        )  # fmt: skip
+            x.astype(self.dtype),
+            self.kernel[...].astype(self.dtype),
+            self.stride,
+            self.padding,
+            rhs_dilation=self.dilation,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
+        )
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 

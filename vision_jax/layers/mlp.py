@@ -13,7 +13,7 @@ gelu = functools.partial(jax.nn.gelu, approximate=False)
 
 
 class Mlp(nnx.Module):
-    """Two linear maps with an activation between, [..., C] -> [..., C] (Vaswani et al., 2017, equation 2; GELU as in ViT)."""
+    """Two linear maps with an activation between, [..., C] -> [..., C] (Vaswani et al., 2017, equation 2)."""
 
     def __init__(self, dim, hidden, *, act=gelu, drop=0.0, linear=Linear, dtype=jnp.float32):
         self.act, self.drop = act, drop

@@ -9,13 +9,23 @@ from vision_jax.parameters import torch_default
 
 
 class PatchEmbed(nnx.Module):
-    """Cuts an image into patches and projects each, [B, H, W, C] -> [B, H/p, W/p, dim] (ViT: arXiv:2010.11929, equation 1)."""
+    """Cuts an image into patches and projects each, [B, H, W, C] -> [B, H/p, W/p, dim].
+
+    ViT (Dosovitskiy et al., 2021, arXiv:2010.11929, equation 1).
+    """
 
     def __init__(self, channels, dim, patch_size, *, bias=True, norm=None, dtype=jnp.float32):
         self.proj = Conv(
-            channels, dim, patch_size, stride=patch_size, padding=0, bias=bias, init=torch_default,
-            bias_init=torch_default, dtype=dtype,
-        )  # fmt: skip
+            channels,
+            dim,
+            patch_size,
+            stride=patch_size,
+            padding=0,
+            bias=bias,
+            init=torch_default,
+            bias_init=torch_default,
+            dtype=dtype,
+        )
         self.norm = norm(dim) if norm else None
 
     def __call__(self, x):

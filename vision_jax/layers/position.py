@@ -25,7 +25,7 @@ def sincos_2d(height, width, dim, temperature=10_000.0):
 
 @functools.cache
 def relative_index(height, width):
-    """The row of a table of relative positions for each query and key, int32 [N, N] (Swin: arXiv:2103.14030, section 3.2).
+    """The row of a table of relative positions for each query and key, int32 [N, N] (Swin: arXiv:2103.14030).
 
     The table has (2 height - 1) (2 width - 1) rows, for the query's position minus the key's: rows from 1 - height to
     height - 1, and columns likewise within each.

@@ -6,7 +6,8 @@ from typing import NamedTuple
 from flax import nnx
 
 from vision_jax.errors import InputError
-from vision_jax.registry import create_model, fill
+from vision_jax.layers.conv import pair
+from vision_jax.registry import check, create_model, fill
 
 
 class FeatureInfo(NamedTuple):
@@ -27,14 +28,10 @@ class Model(nnx.Module):
     def __call__(self, images, train=None):
         """Images [B, H, W, C], normalised floats -> logits [B, num_classes], or features [B, C] if num_classes is 0."""
         if images.ndim != 4 or images.shape[-1] != self.config.in_chans:
-            first = (
-                " They look channels-first: images.transpose(0, 2, 3, 1)."
-                if _channels_first(images, self.config)
-                else ""
-            )
-            raise InputError(
-                f"images of shape {tuple(images.shape)} given; [B, H, W, {self.config.in_chans}] is wanted.{first}"
-            )
+            message = f"images of shape {tuple(images.shape)} given; [B, H, W, {self.config.in_chans}] is wanted."
+            if images.ndim == 4 and images.shape[1] == self.config.in_chans:
+                message += " They look channels-first: images.transpose(0, 2, 3, 1)."
+            raise InputError(message)
         return self.forward_head(self.forward_features(images, train), train)
 
     def reset_classifier(self, num_classes, seed=0):
@@ -68,5 +65,13 @@ class Model(nnx.Module):
         return tuple(i % n for i in out_indices)
 
 
-def _channels_first(images, config):
-    return images.ndim == 4 and images.shape[1] == config.in_chans
+def patch_grid(img_size, patch_size):
+    """Rows and columns of patches in an image; sizes are ints or (height, width).
+
+    Raises:
+      InputError: patches do not tile the image; with the nearest size that they tile.
+    """
+    sides, patches = pair(img_size), pair(patch_size)
+    near = tuple(max(round(s / p), 1) * p for s, p in zip(sides, patches, strict=True))
+    check(sides == near, f"img_size={img_size} is not a multiple of patch_size={patch_size}; the nearest is {near}")
+    return tuple(s // p for s, p in zip(sides, patches, strict=True))

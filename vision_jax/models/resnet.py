@@ -5,6 +5,7 @@ in its 3x3 convolution ("v1.5"), where the paper strides in the first 1x1.
 """
 
 import dataclasses
+import functools
 from typing import Any, ClassVar
 
 import jax
@@ -43,10 +44,8 @@ class ResNetConfig:
 
     def __post_init__(self):
         check(self.block in ("basic", "bottleneck"), f"block={self.block!r}: one of 'basic', 'bottleneck'")
-        check(
-            len(self.depths) == len(self.embed_dims),
-            f"depths={self.depths} and embed_dims={self.embed_dims} differ in length",
-        )
+        same = len(self.depths) == len(self.embed_dims)
+        check(same, f"depths={self.depths} and embed_dims={self.embed_dims} differ in length")
 
 
 class Residual(nnx.Module):
@@ -67,9 +66,8 @@ class Residual(nnx.Module):
             setattr(self, f"bn{i}", BatchNorm(channels, scale_init=zeros if last else ones, dtype=dtype))
             stride, width = stride * step, channels
         shortcut = stride > 1 or din != dout
-        self.downsample = (
-            nnx.List([_conv(din, dout, 1, stride, dtype), BatchNorm(dout, dtype=dtype)]) if shortcut else None
-        )
+        layers = (_conv(din, dout, 1, stride, dtype), BatchNorm(dout, dtype=dtype)) if shortcut else None
+        self.downsample = nnx.List(layers) if shortcut else None
 
     def __call__(self, x, train=None):
         y = x
@@ -112,11 +110,8 @@ class ResNet(Model):
             info.append(FeatureInfo(f"layer{i + 1}", dout, 4 * 2**i))
             din = dout
         self.stages = nnx.List(stages)
-        self.fc = (
-            Linear(din, c.num_classes, init=torch_default, bias_init=torch_default, dtype=c.dtype)
-            if c.num_classes
-            else None
-        )
+        head = functools.partial(Linear, init=torch_default, bias_init=torch_default, dtype=c.dtype)
+        self.fc = head(din, c.num_classes) if c.num_classes else None
         self.feature_info = tuple(info)
 
     def forward_features(self, images, train=None, pyramid=False, out_indices=None):

@@ -26,7 +26,7 @@ from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.patch import PatchEmbed, PatchMerging
 from vision_jax.layers.stack import Stack
 from vision_jax.layers.window import WindowAttention
-from vision_jax.models.base import FeatureInfo, Model
+from vision_jax.models.base import FeatureInfo, Model, patch_grid
 from vision_jax.registry import check, register
 
 
@@ -57,14 +57,9 @@ class SwinConfig:
         for stage, heads in enumerate(self.num_heads):
             dim = self.embed_dim * 2**stage
             check(
-                dim % heads == 0, f"num_heads={self.num_heads}: {heads} does not divide stage {stage}'s {dim} channels"
+                dim % heads == 0, f"num_heads={self.num_heads}: {heads} does not divide {dim}, stage {stage}'s channels"
             )
-        for size, patch in zip(pair(self.img_size), pair(self.patch_size), strict=True):
-            near = max(round(size / patch), 1) * patch
-            check(
-                size % patch == 0,
-                f"img_size={self.img_size} is not a multiple of patch_size={self.patch_size}; the nearest is {near}",
-            )
+        patch_grid(self.img_size, self.patch_size)
 
 
 def _merging_before(prefix):
@@ -117,7 +112,7 @@ class SwinTransformer(Model):
 
     def __init__(self, config):
         c = self.config = config
-        self.grid = tuple(s // p for s, p in zip(pair(c.img_size), pair(c.patch_size), strict=True))
+        self.grid = patch_grid(c.img_size, c.patch_size)
         self.patch_embed = PatchEmbed(c.in_chans, c.embed_dim, c.patch_size, norm=self._norm, dtype=c.dtype)
         stages, info, grid, dim = [], [], self.grid, c.embed_dim
         for i, rates in enumerate(linear_rates(c.drop_path_rate, c.depths)):

@@ -60,26 +60,17 @@ class ViTConfig:
     dtype: Any = jnp.float32
 
     def __post_init__(self):
-        check(
-            self.embed_dim % self.num_heads == 0,
-            f"embed_dim={self.embed_dim} must be a multiple of num_heads={self.num_heads}",
-        )
-        check(self.global_pool in ("token", "avg"), f"global_pool={self.global_pool!r}: one of 'token', 'avg'")
-        check(self.position in ("learned", "sincos2d"), f"position={self.position!r}: one of 'learned', 'sincos2d'")
-        check(self.position == "learned" or not self.class_token, "position='sincos2d' is for class_token=False")
-        check(
-            self.position == "learned" or self.embed_dim % 4 == 0,
-            f"position='sincos2d' needs embed_dim={self.embed_dim} to be a multiple of 4",
-        )
-        check(
-            self.class_token or self.global_pool != "token", "global_pool='token' needs class_token=True; or use 'avg'"
-        )
+        dim, heads, pool, fixed = self.embed_dim, self.num_heads, self.global_pool, self.position == "sincos2d"
+        check(dim % heads == 0, f"embed_dim={dim} must be a multiple of num_heads={heads}")
+        check(pool in ("token", "avg"), f"global_pool={pool!r}: one of 'token', 'avg'")
+        check(self.class_token or pool != "token", "global_pool='token' needs class_token=True; or use 'avg'")
+        check(fixed or self.position == "learned", f"position={self.position!r}: one of 'learned', 'sincos2d'")
+        check(not (fixed and self.class_token), "position='sincos2d' is for class_token=False")
+        check(not fixed or dim % 4 == 0, f"position='sincos2d' needs embed_dim={dim} to be a multiple of 4")
         for size, patch in zip(pair(self.img_size), pair(self.patch_size), strict=True):
             near = max(round(size / patch), 1) * patch
-            check(
-                size % patch == 0,
-                f"img_size={self.img_size} is not a multiple of patch_size={self.patch_size}; the nearest is {near}",
-            )
+            given = f"img_size={self.img_size} is not a multiple of patch_size={self.patch_size}"
+            check(size % patch == 0, f"{given}; the nearest is {near}")
 
 
 _HF = (  # the files on the hub, which transformers reads and writes
@@ -131,7 +122,7 @@ class VisionTransformer(Model):
 
     def __init__(self, config):
         c = self.config = config
-        kw, norm = dict(dtype=c.dtype), functools.partial(LayerNorm, epsilon=1e-6, dtype=c.dtype)
+        kw, norm = {"dtype": c.dtype}, functools.partial(LayerNorm, epsilon=1e-6, dtype=c.dtype)
         self.grid = tuple(s // p for s, p in zip(pair(c.img_size), pair(c.patch_size), strict=True))
         self.patch_embed = PatchEmbed(c.in_chans, c.embed_dim, c.patch_size, **kw)
         self.cls_token = param((1, 1, c.embed_dim), Normal(1e-6)) if c.class_token else None
@@ -140,9 +131,14 @@ class VisionTransformer(Model):
 
         def block(index):
             attn = Attention(
-                c.embed_dim, c.num_heads, qkv_bias=c.qkv_bias, qk_norm=norm if c.qk_norm else None,
-                attn_drop=c.attn_drop_rate, proj_drop=c.proj_drop_rate, **kw,
-            )  # fmt: skip
+                c.embed_dim,
+                c.num_heads,
+                qkv_bias=c.qkv_bias,
+                qk_norm=norm if c.qk_norm else None,
+                attn_drop=c.attn_drop_rate,
+                proj_drop=c.proj_drop_rate,
+                **kw,
+            )
             mlp = Mlp(c.embed_dim, int(c.embed_dim * c.mlp_ratio), drop=c.proj_drop_rate, **kw)
             return Block(c.embed_dim, attn=attn, mlp=mlp, norm=norm, layer_scale=c.layer_scale_init, **kw)
 
@@ -161,10 +157,9 @@ class VisionTransformer(Model):
         """
         c, x = self.config, self.patch_embed(images)
         B, H, W, C = x.shape
-        if (H, W) != self.grid:
-            raise InputError(
-                f"images give {(H, W)} patches, the model has positions for {self.grid}: create_model(..., img_size={images.shape[1:3]})"
-            )
+        if self.grid != (H, W):
+            here = f"images give {(H, W)} patches, the model has positions for {self.grid}"
+            raise InputError(f"{here}: create_model(..., img_size={images.shape[1:3]})")
         x = x.reshape(B, H * W, C)
         if c.class_token:
             x = jnp.concatenate([jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (B, 1, C)), x], axis=1)
