@@ -188,7 +188,7 @@ def test_layers_are_built_as_the_reference_says(key):
 @pytest.mark.parametrize("key", CASES)
 def test_drop_path_schedule(key):
     case, (_, record) = CASES[key], golden.load(key)
-    model = vj.create_model(case.ours, abstract=True, **case.fields, drop_path_rate=0.3)
+    model = vj.create_model(case.ours, abstract=True, **{**case.fields, "drop_path_rate": 0.3})
     rates = [rate for _, stack in nnx.iter_modules(model) if isinstance(stack, Stack) for rate in stack.rates]
     theirs = record["drop_path"]
     branches = len(theirs) // max(len([r for r in rates if r]), 1)

@@ -6,7 +6,8 @@ from typing import NamedTuple
 from flax import nnx
 
 from vision_jax.errors import InputError
-from vision_jax.registry import create_model, fill
+from vision_jax.layers.conv import pair
+from vision_jax.registry import check, create_model, fill
 
 
 class FeatureInfo(NamedTuple):
@@ -62,3 +63,15 @@ class Model(nnx.Module):
             if not -n <= i < n:
                 raise InputError(f"out_indices={tuple(out_indices)}: {i} is out of range, the model has {n} maps")
         return tuple(i % n for i in out_indices)
+
+
+def patch_grid(img_size, patch_size):
+    """Rows and columns of patches in an image; sizes are ints or (height, width).
+
+    Raises:
+      InputError: patches do not tile the image; with the nearest size that they tile.
+    """
+    sides, patches = pair(img_size), pair(patch_size)
+    near = tuple(max(round(s / p), 1) * p for s, p in zip(sides, patches, strict=True))
+    check(sides == near, f"img_size={img_size} is not a multiple of patch_size={patch_size}; the nearest is {near}")
+    return tuple(s // p for s, p in zip(sides, patches, strict=True))
