@@ -1,6 +1,9 @@
 """Runs that take a second or two: the recipes with a model, a length and batches as small as can be."""
 
+import json
 import pathlib
+
+import numpy as np
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 VIT = {
@@ -39,3 +42,32 @@ def config(recipe="digits_vit.py", fields=VIT, **more):
 
     given = [word.removeprefix("--config.").partition("=") for word in overrides(fields, **more)]
     return load_config(str(CONFIGS / recipe), [(field, value) for field, _, value in given])
+
+
+def records(workdir, kind=""):
+    """The records of `metrics.jsonl` that have such a metric."""
+    lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if not kind or kind in record]
+
+
+def state_of(workdir, *collections):
+    """The newest checkpoint's arrays by name; all of them if no collection is named."""
+    from vision_jax.train import checkpoint
+
+    every = ("step", "data_position", "params", "batch_stats", "opt_state", "ema")
+    return checkpoint.read(pathlib.Path(workdir) / "checkpoints", collections or every)
+
+
+def assert_same(got, expected):
+    """Two dicts of arrays are equal bit for bit."""
+    assert got.keys() == expected.keys()
+    assert not [name for name in expected if not np.array_equal(got[name], expected[name])]
+
+
+def by_name(tree):
+    """The leaves of a tree of arrays by their dotted names."""
+    import jax
+
+    from vision_jax.names import dotted
+
+    return {dotted(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
