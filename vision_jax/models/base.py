@@ -62,3 +62,13 @@ class Model(nnx.Module):
             if not -n <= i < n:
                 raise InputError(f"out_indices={tuple(out_indices)}: {i} is out of range, the model has {n} maps")
         return tuple(i % n for i in out_indices)
+
+    def check_size(self, images):
+        """Raises `InputError` unless images [B, H, W, C] have the size that the model was built for."""
+        size = self.config.img_size
+        wanted = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+        if tuple(images.shape[1:3]) != wanted:
+            raise InputError(
+                f"images of {images.shape[1]} x {images.shape[2]} pixels, the model is for {wanted[0]} x {wanted[1]}: "
+                f"create_model(..., img_size={tuple(images.shape[1:3])})"
+            )
