@@ -68,7 +68,7 @@ class TNTConfig:
 
 
 class TNTBlock(nnx.Module):
-    """Words [B*N, P, c] and patches [B, 1+N, C] -> the same (equations 6 to 10)."""
+    """Words [B*N, P, c] and patches [B, 1+N, C] -> the same (section 2.2)."""
 
     def __init__(self, config, words):
         c = config
