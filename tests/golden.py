@@ -30,6 +30,7 @@ class Case:
       init: fields and keywords, the same for both, that make a model small enough to compare its initialisation.
       maps: names of the reference's modules whose outputs are the pyramid's maps, where it has no
         `forward_intermediates`.
+      maker: "module:class" that takes kwargs, where the function behind `theirs` takes none that make it small.
       drop: the keyword of the reference's drop-path rate.
     """
 
@@ -41,6 +42,7 @@ class Case:
     gain: float = 1.0
     init: dict = dataclasses.field(default_factory=dict)
     maps: tuple = ()
+    maker: str = ""
 
 
 def fill(name, shape, gain=1.0):

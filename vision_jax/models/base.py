@@ -3,6 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
+import jax
 from flax import nnx
 
 from vision_jax.errors import InputError
@@ -15,6 +16,20 @@ class FeatureInfo(NamedTuple):
     name: str
     channels: int
     reduction: int
+
+
+class TokenLogits(NamedTuple):
+    """What a model gives in training by token labelling (Jiang et al., 2021, arXiv:2104.10858).
+
+    Attributes:
+      logits: of the image, [B, num_classes].
+      tokens: of every patch, [B, h, w, num_classes], each with the image that the patch came from.
+      kept: share of each image that is its own, a scalar; the rest is of the image as far from the batch's other end.
+    """
+
+    logits: jax.Array
+    tokens: jax.Array
+    kept: jax.Array
 
 
 class Model(nnx.Module):
