@@ -30,6 +30,7 @@ class Case:
       init: fields and keywords, the same for both, that make a model small enough to compare its initialisation.
       maps: names of the reference's modules whose outputs are the pyramid's maps, where neither
         `forward_intermediates` nor `hidden_states` gives them: tensors [N, H, W, C], or tokens of a square map.
+      maker: "module:class" that takes kwargs, where the function behind `theirs` takes none that make it small.
       drop_path: the rates of the authors' code at a rate of 0.3, where the reference departs from them.
     """
 
@@ -41,6 +42,7 @@ class Case:
     gain: float = 1.0
     init: dict = dataclasses.field(default_factory=dict)
     maps: tuple = ()
+    maker: str = ""
     drop_path: tuple = ()
 
     @property

@@ -23,7 +23,11 @@ DISTINCT, AGREES = 1e-2, 1e-5  # two images differ by more; float32 and float64 
 
 def build(case, **kwargs):
     """The reference's module."""
-    return create(case.theirs, **{**case.kwargs, **kwargs})
+    kwargs = {**case.kwargs, **kwargs}
+    if case.maker:
+        module, name = case.maker.split(":")
+        return getattr(importlib.import_module(module), name)(**kwargs)
+    return create(case.theirs, **kwargs)
 
 
 def create(theirs, **kwargs):

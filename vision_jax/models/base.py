@@ -3,6 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
+import jax
 from flax import nnx
 
 from vision_jax.errors import InputError
@@ -16,6 +17,20 @@ class FeatureInfo(NamedTuple):
     name: str
     channels: int
     reduction: int
+
+
+class TokenLogits(NamedTuple):
+    """What a model gives in training by token labelling (Jiang et al., 2021, arXiv:2104.10858).
+
+    Attributes:
+      logits: of the image, [B, num_classes].
+      tokens: of every patch, [B, h, w, num_classes], each with the image that the patch came from.
+      kept: share of each image that is its own, a scalar; the rest is of the image as far from the batch's other end.
+    """
+
+    logits: jax.Array
+    tokens: jax.Array
+    kept: jax.Array
 
 
 class Model(nnx.Module):
@@ -63,6 +78,15 @@ class Model(nnx.Module):
             if not -n <= i < n:
                 raise InputError(f"out_indices={tuple(out_indices)}: {i} is out of range, the model has {n} maps")
         return tuple(i % n for i in out_indices)
+
+    def check_size(self, images):
+        """Raises `InputError` unless images [B, H, W, C] have the size that the model was built for."""
+        wanted = pair(self.config.img_size)
+        if tuple(images.shape[1:3]) != wanted:
+            raise InputError(
+                f"images of {images.shape[1]} x {images.shape[2]} pixels, the model is for {wanted[0]} x {wanted[1]}: "
+                f"create_model(..., img_size={tuple(images.shape[1:3])})"
+            )
 
 
 def patch_grid(img_size, patch_size):
