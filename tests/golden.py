@@ -24,11 +24,11 @@ class Case:
 
     Attributes:
       ours: our model's name; fields: the config fields that make it small.
-      theirs: "timm:NAME"; kwargs: what makes that one equally small.
+      theirs: "timm:NAME" or "transformers:CLASS"; kwargs: what makes that one equally small.
       size: height and width of the images.
       gain: of the filled kernels; tuned so that no signal dies or saturates.
       maps: names of the reference's modules whose outputs are the pyramid's maps, where it has no
-        `forward_intermediates`.
+        `forward_intermediates`: tensors [N, H, W, C], or tokens of a square map.
       drop: the keyword of the reference's drop-path rate.
     """
 
@@ -39,6 +39,11 @@ class Case:
     size: tuple = (32, 32)
     gain: float = 1.0
     maps: tuple = ()
+
+    @property
+    def dialect(self):
+        """Our name for the reference's names of parameters."""
+        return {"timm": "timm", "transformers": "hf"}[self.theirs.split(":")[0]]
 
 
 def fill(name, shape, gain=1.0):

@@ -4,6 +4,7 @@ Needs the [parity] extra. VISION_JAX_PARITY_PREIMPORT names a module to import f
 """
 
 import importlib
+import math
 import os
 import sys
 
@@ -21,8 +22,22 @@ DISTINCT, AGREES = 1e-2, 1e-5  # two images differ by more; float32 and float64 
 
 def build(case, **kwargs):
     """The reference's module."""
-    package, name = case.theirs.split(":")
-    return importlib.import_module(package).create_model(name, **{**case.kwargs, **kwargs})
+    return create(case.theirs, **{**case.kwargs, **kwargs})
+
+
+def create(theirs, **kwargs):
+    """"timm:NAME" or "transformers:CLASS", made small by timm's arguments or by the fields of the config."""
+    package, name = theirs.split(":")
+    if package == "timm":
+        return importlib.import_module(package).create_model(name, **kwargs)
+    model = getattr(importlib.import_module(package), name)
+    return model(model.config_class(**kwargs))
+
+
+def logits_of(model, images):
+    """What the reference's head gives; transformers wraps it."""
+    out = model(images)
+    return getattr(out, "logits", out)
 
 
 def fill(model, case):
@@ -45,7 +60,7 @@ def set_statistics(model, images):
     for module in batch_norms(model):
         module.momentum = 1.0
     with torch.no_grad():
-        model.train()(images)
+        logits_of(model.train(), images)
         for module, momentum in zip(batch_norms(model), momenta, strict=True):
             module.momentum = momentum
             for statistic in (module.running_mean, module.running_var):
@@ -59,13 +74,22 @@ def forward(model, case, images):
     with torch.no_grad():
         if not case.maps:
             maps = model.eval().forward_intermediates(images, intermediates_only=True)
-            return model(images), [m.permute(0, 2, 3, 1) for m in maps]
+            return logits_of(model, images), [m.permute(0, 2, 3, 1) for m in maps]
         modules = dict(model.named_modules())
-        hooks = [modules[name].register_forward_hook(lambda _, __, out: kept.append(out)) for name in case.maps]
-        logits = model.eval()(images)
+        hooks = [modules[name].register_forward_hook(lambda _, __, out: kept.append(as_map(out))) for name in case.maps]
+        logits = logits_of(model.eval(), images)
         for hook in hooks:
             hook.remove()
         return logits, kept
+
+
+def as_map(out):
+    """A hooked module's output, the first where there are several; tokens as a square map, without leading ones."""
+    out = out[0] if isinstance(out, tuple) else out
+    if out.ndim == 4:
+        return out
+    side = math.isqrt(out.shape[1])
+    return out[:, out.shape[1] - side * side :].reshape(len(out), side, side, -1)
 
 
 def check_sight(case, tensors, narrow):
@@ -93,7 +117,7 @@ def make(key, case):
     for module in model.modules():  # whatever is random is off, and training is on
         if "drop" in type(module).__name__.lower():
             module.p = module.drop_prob = 0.0
-    logits = model.train()(images.double())
+    logits = logits_of(model.train(), images.double())
     (logits * torch.from_numpy(golden.loss_weights(tuple(logits.shape)))).sum().backward()
     arrays["train_logits"] = golden.sample(logits.detach().numpy())
     gradients = {name: golden.measure(name, leaf.grad.numpy()) for name, leaf in model.named_parameters()}
@@ -118,7 +142,7 @@ def make(key, case):
 
 def drop_path_rates(model):
     """The rate of every stochastic depth of the reference, in the order of its modules."""
-    return [float(m.drop_prob or 0) for m in model.modules() if type(m).__name__ == "DropPath"]
+    return [float(m.drop_prob or 0) for m in model.modules() if type(m).__name__.endswith("DropPath")]
 
 
 def modules_said(model):
@@ -138,10 +162,15 @@ def modules_said(model):
 
 def init_statistics(case):
     """Name -> (mean, standard deviation) of every leaf of the full-size reference as it initialises itself."""
-    package, name = case.theirs.split(":")
     torch.manual_seed(0)
-    model = importlib.import_module(package).create_model(name)
-    return {name: [leaf.mean().item(), leaf.std(correction=0).item()] for name, leaf in model.named_parameters()}
+    drawn = {name: usual(leaf) for name, leaf in create(case.theirs).named_parameters()}
+    return {name: [leaf.mean().item(), leaf.std(correction=0).item()] for name, leaf in drawn.items()}
+
+
+def usual(leaf):
+    """The values within twenty deviations: where a uniform draw is exactly 0, a truncated normal gives its bound."""
+    leaf = leaf.detach().double()
+    return leaf[(leaf - leaf.mean()).abs() <= 20 * leaf.std(correction=0)]
 
 
 if __name__ == "__main__":

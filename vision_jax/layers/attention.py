@@ -23,17 +23,25 @@ class QKV(nnx.Module):
       dtype: dtype of the computation.
     """
 
+    parts = 3
+
     def __init__(self, dim, num_heads, head_dim, *, bias=True, init=trunc_normal, dtype=jnp.float32):
         self.dtype = dtype
-        self.kernel = param((dim, 3, num_heads, head_dim), init, (dim, 3 * num_heads * head_dim))
-        self.bias = param((3, num_heads, head_dim), zeros) if bias else None
+        self.kernel = param((dim, self.parts, num_heads, head_dim), init, (dim, self.parts * num_heads * head_dim))
+        self.bias = param((self.parts, num_heads, head_dim), zeros) if bias else None
 
     def __call__(self, x):
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        out = [jnp.einsum("...c,chd->...hd", x, kernel[:, i]) for i in range(3)]
+        out = [jnp.einsum("...c,chd->...hd", x, kernel[:, i]) for i in range(self.parts)]
         if self.bias is None:
             return out
         return [y + b for y, b in zip(out, self.bias[...].astype(self.dtype), strict=True)]
+
+
+class KV(QKV):
+    """Keys and values, where the queries come from other tokens: [..., C] -> two [..., heads, head_dim]."""
+
+    parts = 2
 
 
 class Attention(nnx.Module):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vision_jax.layers.attention import QKV, Attention
+from vision_jax.layers.attention import KV, QKV, Attention
 from vision_jax.layers.conv import Conv
 from vision_jax.layers.linear import Linear, PointwiseConv
 from vision_jax.layers.norm import BatchNorm, LayerNorm
@@ -44,6 +44,19 @@ def _heads(module):
     return module.kernel.shape[-2:]
 
 
+def _projections(parts):
+    """Ours [C, parts, heads, head_dim], there [parts, heads * head_dim, C]."""
+    return {
+        "kernel": Rule(
+            "weight",
+            lambda a, _: a.transpose(1, 2, 3, 0).reshape(parts, -1, a.shape[0]),
+            lambda a, m: a.reshape(parts, *_heads(m), -1).transpose(3, 0, 1, 2),
+            parts=parts,
+        ),
+        "bias": Rule("bias", lambda a, _: a.reshape(parts, -1), lambda a, m: a.reshape(parts, *_heads(m)), parts=parts),
+    }
+
+
 TORCH = {
     Linear: {"kernel": Rule("weight", lambda a, _: a.T, lambda a, _: a.T)},
     PointwiseConv: {"kernel": Rule("weight", lambda a, _: a.T[:, :, None, None], lambda a, _: a[:, :, 0, 0].T)},
@@ -54,16 +67,8 @@ TORCH = {
         "mean": Rule("running_mean"),
         "var": Rule("running_var", beside=(("num_batches_tracked", np.zeros((), np.int64)),)),
     },
-    QKV: {
-        # ours [C, 3, heads, head_dim], there [3, heads * head_dim, C]
-        "kernel": Rule(
-            "weight",
-            lambda a, _: a.transpose(1, 2, 3, 0).reshape(3, -1, a.shape[0]),
-            lambda a, m: a.reshape(3, *_heads(m), -1).transpose(3, 0, 1, 2),
-            parts=3,
-        ),
-        "bias": Rule("bias", lambda a, _: a.reshape(3, -1), lambda a, m: a.reshape(3, *_heads(m)), parts=3),
-    },
+    QKV: _projections(3),
+    KV: _projections(2),
 }  # fmt: skip
 
 LINEN = {
