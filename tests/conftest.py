@@ -1,5 +1,6 @@
 """What every test stands on: eight simulated CPU devices, cheap compiles, the `fast` marker."""
 
+import importlib
 import os
 import pathlib
 
@@ -46,3 +47,14 @@ def pytest_collection_modifyitems(items):
 def root():
     """The root of the checkout."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """Imports a reference library by name, for tests marked `parity`.
+
+    VISION_JAX_PARITY_PREIMPORT names a module to import first, for a machine on which torchvision does not load.
+    """
+    if first := os.environ.get("VISION_JAX_PARITY_PREIMPORT"):
+        importlib.import_module(first)
+    return importlib.import_module

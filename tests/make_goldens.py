@@ -13,8 +13,9 @@ import numpy as np
 if first := os.environ.get("VISION_JAX_PARITY_PREIMPORT"):
     importlib.import_module(first)
 
-import golden
 import torch
+
+import golden
 from golden_cases import CASES
 
 DISTINCT, AGREES = 1e-2, 1e-5  # two images differ by more; float32 and float64 of the reference by less

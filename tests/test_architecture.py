@@ -18,6 +18,7 @@ FLOORS = {
     "mesh": 0,
     "kernels": 1,
     "functional": 1,
+    "parameters": 1,
     "registry": 1,
     "layers": 2,
     "models": 3,

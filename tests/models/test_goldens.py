@@ -1,17 +1,17 @@
-"""Every golden against our model: values, gradients, statistics, initialisation, and what the layers were built with."""
+"""Every golden against our model: values, gradients, statistics, initialisation, what layers were built with."""
 
 import functools
 import re
 
-import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from golden_cases import CASES
 
+import golden
 import vision_jax as vj
+from golden_cases import CASES
 from vision_jax.layers.conv import Conv
 from vision_jax.layers.linear import PointwiseConv
 from vision_jax.layers.stack import Stack
@@ -127,7 +127,7 @@ def test_float32(key):
 
 @pytest.mark.parametrize("key", CASES)
 def test_every_leaf_is_seen(key):
-    """The check is checked: a leaf, a third of a projection or one entry of a table that changes must change a value."""
+    """The check is checked: a leaf or a third of a projection that changes must change a value."""
     static, variables, images, evaluate = prepared(key)
     logits, maps = evaluated(key)
     inert = getattr(type(vj.merge(static, static.shapes)), "inert", ())

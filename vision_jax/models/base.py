@@ -1,10 +1,12 @@
 """What every model shares."""
 
+import dataclasses
 from typing import NamedTuple
 
 from flax import nnx
 
 from vision_jax.errors import InputError
+from vision_jax.registry import create_model, fill
 
 
 class FeatureInfo(NamedTuple):
@@ -34,6 +36,23 @@ class Model(nnx.Module):
                 f"images of shape {tuple(images.shape)} given; [B, H, W, {self.config.in_chans}] is wanted.{first}"
             )
         return self.forward_head(self.forward_features(images, train), train)
+
+    def reset_classifier(self, num_classes, seed=0):
+        """Gives the model a new classifier with initial values, or none for num_classes=0; everything else stays.
+
+        Returns:
+          A new model; this one is left as it is.
+        """
+        fields = {f.name: getattr(self.config, f.name) for f in dataclasses.fields(self.config)}
+        fresh = create_model(self.name, abstract=True, **{**fields, "num_classes": num_classes})
+        graphdef, wanted = nnx.split(fresh)
+        ours = dict(nnx.to_flat_state(nnx.state(self)))
+        flat = []
+        for path, variable in nnx.to_flat_state(wanted):
+            own = ours.get(path)
+            kept = own is not None and str(path[0]) not in self.classifier
+            flat.append((path, own if kept else variable))
+        return fill(nnx.merge(graphdef, nnx.from_flat_state(flat)), seed)
 
     def indices(self, out_indices):
         """The maps asked for, as indices into `feature_info`; None means all, negative ones count from the end.

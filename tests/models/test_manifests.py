@@ -1,0 +1,48 @@
+"""Every registered variant against its reference's manifest: names, shapes, counts, multiply-adds, preprocessing."""
+
+import re
+
+import numpy as np
+import pytest
+
+import manifests
+import vision_jax as vj
+from vision_jax.layers.conv import pair
+from vision_jax.tools.cost import count_cost
+from vision_jax.weights.convert import dialect, dialects, entries
+
+VARIANTS = [(family, name) for family in manifests.families() for name in vj.list_models(family=family)]
+VARIANTS = [(family, name) for family, name in VARIANTS if vj.model_info(name).reference == "timm"]
+
+
+@pytest.mark.parametrize("family", manifests.families())
+def test_every_variant_has_its_manifest(family):
+    assert sorted(manifests.load(family)) == [name for f, name in VARIANTS if f == family]
+
+
+@pytest.mark.parametrize(("family", "name"), VARIANTS, ids=lambda value: value)
+def test_variant(family, name):
+    theirs, info = manifests.load(family)[name], vj.model_info(name)
+    model = vj.create_model(name, abstract=True)
+    ours = {}
+    for entry in entries(model, dialect(model, next(iter(dialects(model))))):
+        ours |= dict(zip(entry.names, map(list, entry.reference_shapes), strict=True))
+    ignored = getattr(type(model), "torch_ignore", ())
+    assert ours == {n: s for n, s in theirs["shapes"].items() if not any(re.search(pattern, n) for pattern in ignored)}
+    assert info.params == theirs["params"]
+    assert list(pair(info.config.img_size)) == theirs["img_size"]
+    assert (info.default_tag, sorted(info.tags)) == (theirs["default_tag"], sorted(theirs["tags"] or [""]))
+    for tag, said in theirs["tags"].items():
+        pretrained = info.tags[tag]
+        for key in ("interpolation", "num_classes"):
+            assert getattr(pretrained, key) == said[key], f"{tag}: {key}"
+        for key in ("mean", "std", "crop_pct"):
+            np.testing.assert_allclose(getattr(pretrained, key), said[key], rtol=1e-6, err_msg=f"{tag}: {key}")
+        assert pair(pretrained.img_size)[0] == said["img_size"], tag
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("family", "name"), VARIANTS, ids=lambda value: value)
+def test_multiply_adds(family, name):
+    counted = count_cost(vj.create_model(name, abstract=True)).macs
+    assert counted == pytest.approx(manifests.load(family)[name]["macs"], rel=1e-3)
