@@ -4,20 +4,16 @@ import jax
 import numpy as np
 import pytest
 
+import golden
 import vision_jax as vj
+from vision_jax.weights.convert import dialect, entries
 
 pytestmark = pytest.mark.parity
 
 
 def randomise(torch, model):
-    generator = torch.Generator().manual_seed(0)
-    for name, leaf in model.state_dict().items():
-        if leaf.ndim > 1 and name.endswith("weight"):
-            leaf.normal_(0, leaf[0].numel() ** -0.5, generator=generator)
-        elif leaf.ndim == 1:
-            leaf.uniform_(0.5, 1.5, generator=generator)
-        else:
-            leaf.normal_(0, 1, generator=generator)
+    for name, leaf in model.state_dict().items():  # detached: written in place
+        leaf.copy_(torch.from_numpy(golden.fill(name, tuple(leaf.shape))))
     return model.eval()
 
 
@@ -33,16 +29,12 @@ def agree(ours, theirs, images, torch):
     np.testing.assert_allclose(vj.jit(ours)(images), wanted, rtol=0, atol=1e-4)
 
 
-def images_of(*size):
-    return np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
-
-
 @pytest.mark.parametrize("name", ["pvt_v2_b0", "pvt_v2_b2_li"])
 def test_pvt_v2_any_size_and_back(reference, name):
     torch = reference("torch")
     theirs = randomise(torch, reference("timm").create_model(name))
     ours = vj.load_weights(vj.create_model(name, abstract=True), theirs.state_dict())
-    agree(ours, theirs, images_of(160, 136), torch)
+    agree(ours, theirs, golden.images((160, 136)), torch)
     for leaf, value in vj.state_dict(ours).items():
         assert torch.equal(theirs.state_dict()[leaf], torch.from_numpy(value)), leaf
 
@@ -56,7 +48,7 @@ def test_pvt_and_back(reference):
     torch, theirs = reference("torch"), pvt(reference, 96)
     randomise(torch, theirs)
     ours = vj.load_weights(vj.create_model("pvt_tiny", abstract=True, img_size=96), theirs.state_dict())
-    agree(ours, theirs, images_of(96, 96), torch)
+    agree(ours, theirs, golden.images((96, 96)), torch)
     for leaf, value in vj.state_dict(ours, "hf").items():
         assert torch.equal(theirs.state_dict()[leaf], torch.from_numpy(value)), leaf
     official = vj.state_dict(ours, "official")
@@ -81,4 +73,20 @@ def test_pvt_at_another_resolution(reference, size):
         resized[name] = torch.cat([weights[name][:, :prefix], table], dim=1)
     theirs.load_state_dict(resized)
     ours = vj.load_weights(vj.create_model("pvt_tiny", abstract=True, img_size=size), weights)
-    agree(ours, theirs.eval(), images_of(size, size), torch)
+    agree(ours, theirs.eval(), golden.images((size, size)), torch)
+
+
+DEPTHS = {"tiny": (2, 2, 2, 2), "small": (3, 4, 6, 3), "medium": (3, 4, 18, 3), "large": (3, 8, 27, 3)}
+
+
+@pytest.mark.parametrize("name", DEPTHS)
+def test_every_pvt_has_the_names_and_shapes(reference, name):
+    torch, transformers = reference("torch"), reference("transformers")
+    with torch.device("meta"):
+        theirs = transformers.PvtForImageClassification(transformers.PvtConfig(depths=DEPTHS[name]))
+    model = vj.create_model(f"pvt_{name}", abstract=True)
+    ours = {}
+    for entry in entries(model, dialect(model, "hf")):
+        ours |= dict(zip(entry.names, entry.reference_shapes, strict=True))
+    assert ours == {leaf: tuple(value.shape) for leaf, value in theirs.state_dict().items()}
+    assert sum(value.numel() for value in theirs.parameters()) == vj.model_info(f"pvt_{name}").params

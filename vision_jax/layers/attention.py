@@ -38,6 +38,10 @@ class QKV(nnx.Module):
         return [y + b for y, b in zip(out, self.bias[...].astype(self.dtype), strict=True)]
 
 
+class HeadsFirstQKV(QKV):
+    """The same; weight files of the reference hold each head's query, key and value together."""
+
+
 class KV(QKV):
     """Keys and values, where the queries come from other tokens: [..., C] -> two [..., heads, head_dim]."""
 

@@ -8,9 +8,10 @@ from vision_jax.parameters import torch_default
 
 
 class PatchEmbed(nnx.Module):
-    """Cuts an image into patches and projects each, [B, H, W, C] -> [B, H/p, W/p, dim] (ViT: arXiv:2010.11929, equation 1).
+    """Cuts an image into patches and projects each, [B, H, W, C] -> [B, H/p, W/p, dim].
 
-    A stride below the patch size makes the patches overlap (PVT v2: Wang et al., 2022, arXiv:2106.13797, section 3.2).
+    ViT (Dosovitskiy et al., 2021, arXiv:2010.11929, equation 1). A stride below the patch size makes the patches
+    overlap (PVT v2: Wang et al., 2022, arXiv:2106.13797, section 3.2).
     """
 
     def __init__(

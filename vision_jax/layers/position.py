@@ -21,3 +21,14 @@ def sincos_2d(height, width, dim, temperature=10_000.0):
     rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
     y, x = rows.reshape(-1, 1) * frequencies, columns.reshape(-1, 1) * frequencies
     return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1)
+
+
+@functools.cache
+def relative_index(height, width):
+    """The row of a table of relative positions for each query and key of a window, int32 [N, N] (Swin: arXiv:2103.14030).
+
+    The table has (2 height - 1) (2 width - 1) rows, for the query's position minus the key's: rows from 1 - height to
+    height - 1, and columns likewise within each.
+    """
+    y, x = (axis.reshape(-1) for axis in np.mgrid[:height, :width].astype(np.int32))
+    return (y[:, None] - y + height - 1) * (2 * width - 1) + (x[:, None] - x + width - 1)

@@ -16,7 +16,9 @@ from vision_jax.parameters import trunc_normal
 
 
 class ReducedAttention(nnx.Module):
-    """Spatial-reduction attention, [B, H, W, C] -> [B, H, W, C] (PVT: Wang et al., 2021, arXiv:2102.12122, equations 1-3).
+    """Spatial-reduction attention, [B, H, W, C] -> [B, H, W, C].
+
+    PVT (Wang et al., 2021, arXiv:2102.12122, equations 1 to 3).
 
     Every position asks, and the keys are those of a map shrunk `reduction` times along each axis by a convolution. With
     `pool` they are those of the map averaged to pool x pool, at a cost linear in its size (PVT v2: arXiv:2106.13797,
@@ -25,7 +27,7 @@ class ReducedAttention(nnx.Module):
     Args:
       dim: channels.
       num_heads: number of heads; divides dim.
-      reduction: kernel size and stride of the shrinking convolution; rows and columns left over at the end are not seen.
+      reduction: kernel size and stride of the shrinking convolution; rows and columns left over are not seen.
       pool: side of the averaged map, instead of `reduction`; or None.
       qkv_bias: whether the projections to queries, keys and values have a bias.
       epsilon: of the norm after the reduction.
@@ -70,6 +72,6 @@ class ReducedAttention(nnx.Module):
             return x
         if min(x.shape[1:3]) < self.reduction:
             raise InputError(
-                f"a map of {x.shape[1]} x {x.shape[2]} is below reduction={self.reduction}: larger images, or less of it"
+                f"a map of {x.shape[1]} x {x.shape[2]} is below reduction={self.reduction}: give larger images"
             )
         return self.norm(self.sr(x))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from flax import nnx
 
 from vision_jax.errors import InputError
-from vision_jax.registry import create_model, fill
+from vision_jax.registry import check, create_model, fill
 
 
 class FeatureInfo(NamedTuple):
@@ -50,7 +50,7 @@ class Model(nnx.Module):
         flat = []
         for path, variable in nnx.to_flat_state(wanted):
             own = ours.get(path)
-            kept = own is not None and str(path[0]) not in self.classifier
+            kept = own is not None and not ".".join(map(str, path)).startswith(tuple(f"{c}." for c in self.classifier))
             flat.append((path, own if kept else variable))
         return fill(nnx.merge(graphdef, nnx.from_flat_state(flat)), seed)
 
@@ -66,6 +66,16 @@ class Model(nnx.Module):
             if not -n <= i < n:
                 raise InputError(f"out_indices={tuple(out_indices)}: {i} is out of range, the model has {n} maps")
         return tuple(i % n for i in out_indices)
+
+
+def check_stages(config, *fields):
+    """Raises InputError unless these fields have one number a stage, and heads divide channels."""
+    for field in fields:
+        value = getattr(config, field)
+        check(len(value) == len(config.depths), f"depths={config.depths} and {field}={value} differ in length")
+    if "num_heads" in fields:
+        fits = all(dim % heads == 0 for dim, heads in zip(config.embed_dims, config.num_heads, strict=True))
+        check(fits, f"embed_dims={config.embed_dims} must be multiples of num_heads={config.num_heads}, stage by stage")
 
 
 def _channels_first(images, config):

@@ -1,8 +1,8 @@
 """PVT: Pyramid Vision Transformer (Wang et al., 2021, arXiv:2102.12122).
 
-A transformer with the pyramid of a convolutional network: four stages, each cutting the map into 2x2 patches (the image
-into 4x4), with learned positions of its own. Keys and values come from a map that a strided convolution shrinks
-("spatial-reduction attention"), which keeps attention over large maps affordable. A class token joins in the last stage.
+A transformer with the pyramid of a convolutional network: four stages, each cutting its map into 2x2 patches (the
+image into 4x4), with learned positions of its own. Keys and values come from a map that a strided convolution shrinks
+("spatial-reduction attention"), so that attention over large maps is affordable. A class token joins the last stage.
 
 Official repository: whai362/PVT; compared here with transformers', whose layer norms all have epsilon 1e-6 and whose
 convolutions start at a deviation of 0.02, where the official code leaves torch's defaults (1e-5 in the norms of patches
@@ -28,8 +28,7 @@ from vision_jax.layers.patch import PatchEmbed
 from vision_jax.layers.reduced_attention import ReducedAttention
 from vision_jax.layers.resample import resample_positions
 from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Model
-from vision_jax.models.pvt_v2 import check_stages
+from vision_jax.models.base import FeatureInfo, Model, check_stages
 from vision_jax.parameters import param, trunc_normal, zeros
 from vision_jax.registry import check, register
 
@@ -58,7 +57,7 @@ class PVTConfig:
     dtype: Any = jnp.float32
 
     def __post_init__(self):
-        check_stages(self)
+        check_stages(self, "embed_dims", "num_heads", "sr_ratios", "mlp_ratios")
         check(self.sr_ratios[-1] == 1, f"sr_ratios={self.sr_ratios}: the last is 1, the class token is on no map")
         least = max(4 * 2**i * ratio for i, ratio in enumerate(self.sr_ratios))
         check(min(pair(self.img_size)) >= least, f"img_size={self.img_size} is below {least}: a reduced map is empty")
@@ -89,7 +88,7 @@ _OFFICIAL = (
 
 
 class Stage(nnx.Module):
-    """Patches, positions, blocks: map [B, H, W, Cin] -> [B, H/2, W/2, C], or tokens [B, 1 + HW/4, C] with a class token."""
+    """Patches, positions, blocks: [B, H, W, Cin] -> [B, H/2, W/2, C]; with a class token, tokens [B, 1 + HW/4, C]."""
 
     def __init__(self, c, i, grid, rates):
         dim, kw, self.grid, self.rate = c.embed_dims[i], dict(dtype=c.dtype), grid, c.drop_rate
@@ -113,7 +112,7 @@ class Stage(nnx.Module):
     def __call__(self, x, train=None):
         x = self.patch_embed(x)
         B, H, W, C = x.shape
-        if (H, W) != self.grid:
+        if self.grid != (H, W):
             raise InputError(f"images give {(H, W)} patches, the model has positions for {self.grid}: set img_size")
         position = self.pos_embed[...].astype(x.dtype)
         if self.cls_token is None:

@@ -23,9 +23,9 @@ from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.patch import PatchEmbed
 from vision_jax.layers.reduced_attention import ReducedAttention
 from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Model
+from vision_jax.models.base import FeatureInfo, Model, check_stages
 from vision_jax.parameters import kaiming_normal, zeros
-from vision_jax.registry import check, register
+from vision_jax.registry import register
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,18 +54,7 @@ class PVTv2Config:
     dtype: Any = jnp.float32
 
     def __post_init__(self):
-        check_stages(self)
-
-
-def check_stages(c):
-    """Raises InputError unless a pyramid transformer's fields have one number a stage, and its heads divide its channels."""
-    for field in ("embed_dims", "num_heads", "sr_ratios", "mlp_ratios"):
-        value = getattr(c, field)
-        check(len(value) == len(c.depths), f"depths={c.depths} and {field}={value} differ in length")
-    for dim, heads in zip(c.embed_dims, c.num_heads, strict=True):
-        check(
-            dim % heads == 0, f"embed_dims={c.embed_dims} must be multiples of num_heads={c.num_heads}: {dim}, {heads}"
-        )
+        check_stages(self, "embed_dims", "num_heads", "sr_ratios", "mlp_ratios")
 
 
 class Stage(nnx.Module):
