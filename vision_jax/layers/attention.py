@@ -42,6 +42,10 @@ class QKV(nnx.Module):
         return y if self.bias is None else y + self.bias[i].astype(self.dtype)
 
 
+class HeadsFirstQKV(QKV):
+    """The same; weight files of the reference hold each head's query, key and value together."""
+
+
 class KV(QKV):
     """Keys and values, where the queries come from other tokens: [..., C] -> two [..., heads, head_dim]."""
 

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vision_jax.layers.conv import pair
@@ -41,3 +42,24 @@ def _windows(size, window, stride, padding, ceil_mode):
     starts = np.arange(count) * stride - padding
     after = max(padding, int(starts[-1]) + window - size)
     return (padding, after), np.minimum(starts + window, size) - np.maximum(starts, 0)
+
+
+def adaptive_avg_pool(x, size):
+    """Averages over `size` bins an axis, [B, H, W, C] -> [B, *size, C] (torch's AdaptiveAvgPool2d; size an int or two).
+
+    Bin i of n runs from floor(i H / n) to ceil((i + 1) H / n): the bins overlap where n does not divide H, and repeat
+    pixels where n is above H. Each axis is one matrix product, or equal bins are averaged as they lie.
+    """
+    (B, H, W, C), (h, w) = x.shape, pair(size)
+    if H % h == 0 and W % w == 0:
+        return x.reshape(B, h, H // h, w, W // w, C).mean((2, 4))
+    rows, columns = (_bins(n, out) for n, out in zip((H, W), (h, w), strict=True))
+    return jnp.einsum("yh,xw,bhwc->byxc", rows.astype(x.dtype), columns.astype(x.dtype), x)
+
+
+@functools.cache
+def _bins(n, out):
+    """[out, n]: the weight of each pixel in each bin."""
+    starts, ends = np.arange(out) * n // out, -(-np.arange(1, out + 1) * n // out)
+    inside = (starts[:, None] <= np.arange(n)) & (np.arange(n) < ends[:, None])
+    return inside / inside.sum(axis=1, keepdims=True)

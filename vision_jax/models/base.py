@@ -62,7 +62,7 @@ class Model(nnx.Module):
         flat = []
         for path, variable in nnx.to_flat_state(wanted):
             own = ours.get(path)
-            kept = own is not None and str(path[0]) not in self.classifier
+            kept = own is not None and not ".".join(map(str, path)).startswith(tuple(f"{c}." for c in self.classifier))
             flat.append((path, own if kept else variable))
         return fill(nnx.merge(graphdef, nnx.from_flat_state(flat)), seed)
 
@@ -99,3 +99,13 @@ def patch_grid(img_size, patch_size):
     near = tuple(max(round(s / p), 1) * p for s, p in zip(sides, patches, strict=True))
     check(sides == near, f"img_size={img_size} is not a multiple of patch_size={patch_size}; the nearest is {near}")
     return tuple(s // p for s, p in zip(sides, patches, strict=True))
+
+
+def check_stages(config, *fields):
+    """Raises InputError unless these fields have one number a stage, and heads divide channels."""
+    for field in fields:
+        value = getattr(config, field)
+        check(len(value) == len(config.depths), f"depths={config.depths} and {field}={value} differ in length")
+    if "num_heads" in fields:
+        fits = all(dim % heads == 0 for dim, heads in zip(config.embed_dims, config.num_heads, strict=True))
+        check(fits, f"embed_dims={config.embed_dims} must be multiples of num_heads={config.num_heads}, stage by stage")
