@@ -26,19 +26,19 @@ def timm_variant(name):
     from timm.models import get_pretrained_cfg, list_pretrained
 
     with torch.device("meta"), _linspace_on_host():
-        model = timm.create_model(name).eval()
+        model = timm.create_model(name).eval().requires_grad_(False)
     cfgs = {tag.partition(".")[2]: get_pretrained_cfg(tag) for tag in list_pretrained(f"{name}.*")}
     default = get_pretrained_cfg(name)
     size = default.input_size
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.empty(1, *size, device="meta"))
-    keys = ("mean", "std", "crop_pct", "interpolation", "num_classes")
+    keys = ("mean", "std", "crop_pct", "crop_mode", "interpolation", "num_classes")
     return {
         "shapes": {n: list(leaf.shape) for n, leaf in model.state_dict().items() if leaf.is_floating_point()},
         "params": sum(p.numel() for p in model.parameters()),
         "macs": counter.get_total_flops() // 2,
         "img_size": list(size[1:]),
-        "default_tag": default.tag or "",
+        "default_tag": default.tag if cfgs else "",  # timm calls the absence of weights "untrained"
         "tags": {tag: {**{k: getattr(c, k) for k in keys}, "img_size": c.input_size[1]} for tag, c in cfgs.items()},
     }
 

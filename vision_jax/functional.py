@@ -11,10 +11,11 @@ import functools
 import re
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from vision_jax.errors import InputError, unknown
-from vision_jax.names import STACKED
+from vision_jax.names import STACKED, block_of
 from vision_jax.parameters import draw_jax
 
 
@@ -43,20 +44,21 @@ class Train:
 class Static:
     """A model without its arrays.
 
-    Hashed once (a GraphDef's own hash takes milliseconds at every dispatch) and printed short (a GraphDef prints 150 kB).
+    Hashed once (a GraphDef's own hash takes milliseconds at every dispatch) and printed short (a GraphDef prints
+    150 kB).
     """
 
     def __init__(self, graphdef, shapes, inits, name):
         self.graphdef, self.shapes, self.inits, self.name = graphdef, shapes, inits, name
-        self._hash = hash(graphdef)
+        leaves, tree = jax.tree.flatten(shapes)  # a GraphDef does not know its arrays' shapes
+        self._key = (graphdef, tree, tuple(leaves))
+        self._hash = hash(self._key)
 
     def __hash__(self):
         return self._hash
 
     def __eq__(self, other):
-        return self is other or (
-            isinstance(other, Static) and self._hash == other._hash and self.graphdef == other.graphdef
-        )
+        return self is other or (isinstance(other, Static) and self._hash == other._hash and self._key == other._key)
 
     def __repr__(self):
         return f"Static({self.name}, {self._hash & 0xFFFFFFFF:08x})"
@@ -114,7 +116,7 @@ def apply(static, variables, *args, train=False, key=None, method="__call__", ca
       train: whether dropout, drop-path and batch statistics act as in training.
       key: a `jax.random.key`, needed when train=True.
       method: name of the method to call.
-      capture: patterns (`*` matches any part) of taps to return, as "blocks.*.attn".
+      capture: patterns (`*` matches anything) of taps to return, as "blocks.*.attn".
 
     Returns:
       (output, state). `state` holds the collections that the call updates ("batch_stats" ...; only when training)
@@ -180,28 +182,64 @@ def replace(model, pattern, wrap):
 
     Args:
       model: a module.
-      pattern: a dotted name, `*` for any part: "blocks.*.mlp.fc1". Scanned blocks have one module for all of them,
-        named with `*`; a pattern of one block's number does not match there.
-      wrap: module -> module, an adapter or a quantised or pruned layer.
+      pattern: a dotted name, `*` for anything: "blocks.*.mlp.fc1". Of modules inside one another that match, the
+        outermost is wrapped. Scanned blocks must stay alike, so they are named with `*` there, and a pattern of one
+        block's number does not match.
+      wrap: module -> module, an adapter or a quantised or pruned layer. Scanned blocks are wrapped one by one, too.
 
     Raises:
-      InputError: nothing matches.
+      InputError: nothing matches, or scanned blocks are wrapped differently.
     """
     model = nnx.merge(*nnx.split(model))
-    found = [
-        (path, module) for path, module in nnx.iter_modules(model) if path and fnmatch.fnmatch(_dotted(path), pattern)
-    ]
+    paths = [path for path, _ in nnx.iter_modules(model) if path]
+    found = {path for path in paths if fnmatch.fnmatch(_dotted(path), pattern)}
     if not found:
-        raise unknown("module", pattern, [_dotted(path) for path, _ in nnx.iter_modules(model) if path])
-    for path, module in found:
-        parent = model
-        for key in path[:-1]:
-            parent = parent[key] if isinstance(key, int) else getattr(parent, key)
-        if isinstance(path[-1], int):
-            parent[path[-1]] = wrap(module)
+        raise unknown("module", pattern, map(_dotted, paths))
+    for path in found:
+        if any(path[:n] in found for n in range(1, len(path))):
+            continue
+        wrapped = _wrap_blocks(model, path, wrap) if STACKED in path else wrap(at(model, path))
+        parent, key = at(model, path[:-1]), path[-1]
+        if isinstance(key, int):
+            parent[key] = wrapped
         else:
-            setattr(parent, path[-1], wrap(module))
+            setattr(parent, key, wrapped)
     return model
+
+
+def at(model, path):
+    """The part of a model, a module or a variable, that lies at a path of names and list indices."""
+    return functools.reduce(lambda node, key: node[key] if isinstance(key, int) else getattr(node, key), path, model)
+
+
+def _wrap_blocks(model, path, wrap):
+    depth = jax.tree.leaves(nnx.state(at(model, path[: path.index(STACKED) + 1])))[0].shape[0]
+    static, state = nnx.split(at(model, path))
+    blocks = [nnx.merge(static, jax.tree.map(lambda leaf: block_of(leaf, i), state)) for i in range(depth)]
+    return stack_modules([wrap(block) for block in blocks])
+
+
+def stack_modules(blocks):
+    """Modules of one structure -> one module whose parameters have a leading axis, the blocks.
+
+    Raises:
+      InputError: the modules differ in more than the values of their parameters.
+    """
+    statics, states = zip(*map(nnx.split, blocks), strict=True)
+    for i, static in enumerate(statics):
+        if static != statics[0] or _shapes(states[i]) != _shapes(states[0]):
+            raise InputError(f"scan_blocks=True needs equal blocks: block {i} differs from block 0; scan_blocks=False")
+    return nnx.merge(statics[0], jax.tree.map(_stack, *states))
+
+
+def _shapes(state):
+    return [leaf.shape for leaf in jax.tree.leaves(state)]
+
+
+def _stack(*leaves):
+    if isinstance(leaves[0], jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct((len(leaves), *leaves[0].shape), leaves[0].dtype)
+    return jnp.stack(leaves)
 
 
 def _dotted(path):
@@ -211,13 +249,14 @@ def _dotted(path):
 class _Scope:
     """What a call knows of its modules' names, and what is captured in it.
 
-    `prefixes` are the names of the module called: one, or one for each block for which a scan's body stands.
+    `prefixes` are the full names of the module called: one, or one for each block for which a scan's body stands.
+    `offered`, shared by all scopes of a call, gathers the names of the taps that were met.
     """
 
-    def __init__(self, model, patterns, prefixes=("",)):
-        self.names = {id(module): _dotted(path) for path, module in nnx.iter_modules(model)}
+    def __init__(self, module, patterns, prefixes=("",), offered=None):
+        self.names = {id(part): _dotted(path) for path, part in nnx.iter_modules(module)}
         self.patterns, self.prefixes = patterns, prefixes
-        self.captured, self.offered = {}, []
+        self.captured, self.offered = {}, set() if offered is None else offered
 
     def full(self, name):
         return [f"{prefix}.{name}".strip(".") for prefix in self.prefixes]
@@ -226,7 +265,7 @@ class _Scope:
         return any(fnmatch.fnmatch(full, pattern) for pattern in self.patterns)
 
     def offer(self, name, x):
-        self.offered += self.full(name)
+        self.offered.update(self.full(name))
         if any(map(self.wants, self.full(name))):
             self.captured[name] = x
 
@@ -265,7 +304,9 @@ def tapping(block, names):
       names: the names of the blocks for which the body stands: one, or all of a scan's.
     """
     outer = _scope.get()
-    return _within(_Scope(block, outer.patterns if outer else (), names))
+    if outer is None:
+        return _within(_Scope(block, ()))
+    return _within(_Scope(block, outer.patterns, [full for name in names for full in outer.full(name)], outer.offered))
 
 
 def emit(captured, names, stacked):

@@ -58,7 +58,8 @@ def _nodes(tree, change):
     return jax.tree.map(lambda node: change(node) if is_stacked(node) else node, tree, is_leaf=is_stacked)
 
 
-def _slice(leaf, i):
+def block_of(leaf, i):
+    """Block i of a stacked leaf, an array or a shape."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
     return leaf[i]
@@ -67,4 +68,4 @@ def _slice(leaf, i):
 def _unstack_node(node):
     stacked = node[STACKED]
     depth = jax.tree.leaves(stacked)[0].shape[0]
-    return {str(i): jax.tree.map(lambda leaf: _slice(leaf, i), stacked) for i in range(depth)}
+    return {str(i): jax.tree.map(lambda leaf: block_of(leaf, i), stacked) for i in range(depth)}

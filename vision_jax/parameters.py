@@ -55,7 +55,9 @@ class Constant:
 
 @dataclasses.dataclass(frozen=True)
 class VarianceScaling:
-    """Normal or uniform of variance `scale / fan`: He (scale 2), Glorot (mode "fan_avg"), LeCun (scale 1, "fan_in").
+    """Of variance `scale / fan`: He (scale 2), Glorot (mode "fan_avg"), LeCun (scale 1, "fan_in").
+
+    `distribution`: "normal", "uniform", or "truncated", a normal one cut at two of its deviations.
 
     A layer binds it to its fans, because the stored shape of a kernel does not tell them.
     """
@@ -67,6 +69,9 @@ class VarianceScaling:
     def bind(self, fan_in, fan_out):
         fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[self.mode]
         std = math.sqrt(self.scale / fan)
+        if self.distribution == "truncated":
+            wide = std / 0.87962566103423978  # the deviation that is left of 1 by the cut
+            return Normal(wide, limit=2 * wide)
         return Normal(std) if self.distribution == "normal" else Uniform(-std * math.sqrt(3), std * math.sqrt(3))
 
 
@@ -74,6 +79,7 @@ zeros, ones = Constant(0.0), Constant(1.0)
 trunc_normal = Normal(0.02, limit=2.0)  # timm's trunc_normal_(std=.02): cut at +-2, not at two deviations
 torch_default = VarianceScaling(1 / 3, "fan_in", "uniform")  # torch's Linear and Conv2d, and their biases
 kaiming_normal = VarianceScaling(2.0, "fan_out")
+lecun_normal = VarianceScaling(1.0, "fan_in", "truncated")
 xavier_uniform = VarianceScaling(1.0, "fan_avg", "uniform")
 
 

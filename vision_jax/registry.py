@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vision_jax.errors import InputError, unknown
+from vision_jax.functional import at
 from vision_jax.parameters import abstract_parameters, draw_numpy
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -29,7 +30,8 @@ class Pretrained:
       mean, std: of normalisation, a channel.
       crop_pct: side of the centre crop as a fraction of the resized shorter side.
       interpolation: of resizing.
-      licence: of these weights, where it is not the model's.
+      crop_mode: "center"; "squash" resizes both sides to img_size / crop_pct, whatever the shape.
+      licence: of these weights; register() fills in the model's.
     """
 
     hub: str = ""
@@ -39,6 +41,7 @@ class Pretrained:
     std: tuple = IMAGENET_STD
     crop_pct: float = 0.875
     interpolation: str = "bicubic"
+    crop_mode: str = "center"
     licence: str = ""
 
 
@@ -51,7 +54,7 @@ class ModelInfo:
       model: the class; config: its configuration.
       params: number of parameters; gmacs: multiply-adds for one image, in 1e9, as published.
       paper: arXiv id; reference: the implementation it is compared with, "" for the paper alone.
-      licence: of the published weights.
+      licence: of the published weights, unless a tag says otherwise.
       tags: {tag: Pretrained}, the default first; never empty ("" where no weights are published).
     """
 
@@ -85,13 +88,13 @@ def register(name, model, config, *, params, gmacs, paper, licence, reference="t
     """
     if name in _REGISTRY:
         raise ValueError(f"model {name!r} is registered twice")
-    shared = {"img_size": config.img_size, "num_classes": config.num_classes, **preprocessing}
+    shared = {"img_size": config.img_size, "num_classes": config.num_classes, "licence": licence, **preprocessing}
     own = tags if isinstance(tags, dict) else {tag: {} for tag in tags}
     entries = {tag: Pretrained(**{"hub": f"timm/{name}.{tag}" if tag else "", **shared, **f}) for tag, f in own.items()}
     _REGISTRY[name] = ModelInfo(name, model, config, params, gmacs, paper, reference, licence, entries)
 
 
-@functools.lru_cache(maxsize=None)  # not "if the registry is empty": one family imported alone fills it in part
+@functools.cache  # not "if the registry is empty": one family imported alone fills it in part
 def _all():
     package = importlib.import_module("vision_jax.models")
     for module in pkgutil.iter_modules(package.__path__):
@@ -114,12 +117,12 @@ def list_models(pattern="*", *, family=None, pretrained=False):
         if family not in families.values():
             raise unknown("family", family, set(families.values()))
         names = {name for name in names if families[name] == family}
-    return sorted(name for name in names if not pretrained or _all()[name].default_tag)
+    return sorted(name for name in names if not pretrained or any(tag.hub for tag in _all()[name].tags.values()))
 
 
 def family_of(name):
-    """The family of a model: the file in `vision_jax/models` that registers it."""
-    return _all()[name].model.__module__.rpartition(".")[2]
+    """The family of a model: the file or directory in `vision_jax/models` that registers it."""
+    return _all()[name].model.__module__.removeprefix("vision_jax.models.").partition(".")[0]
 
 
 def model_info(name):
@@ -174,10 +177,8 @@ def fill(model, seed=0):
         leaf = variable.get_value()
         if isinstance(leaf, jax.ShapeDtypeStruct):
             keys = tuple(map(jax.tree_util.DictKey, path))
-            owner = functools.reduce(
-                lambda node, key: node[key] if isinstance(key, int) else getattr(node, key), path, model
-            )
-            owner.set_value(jnp.array(draw_numpy(variable.get_metadata()["init"], keys, leaf, seed), leaf.dtype))
+            value = draw_numpy(variable.get_metadata()["init"], keys, leaf, seed)
+            at(model, path).set_value(jnp.array(value, leaf.dtype))
     return model
 
 
@@ -190,3 +191,10 @@ def check(condition, message):
     """Raises `InputError(message)` unless the condition holds: for what a config's fields must fulfil together."""
     if not condition:
         raise InputError(message)
+
+
+def check_img_size(img_size, multiple, of="patch_size"):
+    """Raises `InputError` unless both sides of the images are multiples of a number, which the field `of` decides."""
+    sides = tuple(img_size) if isinstance(img_size, (tuple, list)) else (img_size, img_size)
+    near = tuple(max(round(side / multiple), 1) * multiple for side in sides)
+    check(sides == near, f"img_size={img_size} is not a multiple of {multiple}, as {of} asks; the nearest is {near}")

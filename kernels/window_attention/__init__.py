@@ -65,9 +65,8 @@ def _check(q, k, v, window_size, shift, dilation, bias, key_mask, scale):
     for axis, n, w, s, d in zip("HW", (H, W), window_size, shift, dilation, strict=True):
         if n % (w * d):
             near = -(-n // (w * d)) * w * d
-            raise InputError(
-                f"{axis}={n} is not a multiple of window_size * dilation = {w * d}: pad the map to {near}, before the projection"
-            )
+            given = f"{axis}={n} is not a multiple of window_size * dilation = {w * d}"
+            raise InputError(f"{given}: pad the map to {near}, before the projection")
         if s >= max(w * d, 2):
             raise InputError(f"shift={s} along {axis} must be below window_size * dilation = {w * d}")
     tokens, windows = window_size[0] * window_size[1], H * W // (window_size[0] * window_size[1])

@@ -1,4 +1,4 @@
-"""Window attention as it is defined: numpy loops over windows, heads, queries and keys. Slow; what the others must equal."""
+"""Window attention as it is defined: numpy loops over windows, heads, queries, keys. Slow; what others must equal."""
 
 import numpy as np
 

@@ -35,7 +35,7 @@ def seam_mask(size, window_size, shift, dilation):
 
 
 def window_attention(q, k, v, *, window_size, shift, dilation, bias, key_mask, scale):
-    """(output [B, H, W, heads, Dv], log-sum-exp [B, H, W, heads]); arguments as the public function has checked them."""
+    """(output [B, H, W, heads, Dv], log-sum-exp [B, H, W, heads]); the arguments are checked, pairs are made."""
     size, heads = q.shape[1:3], q.shape[3]
     wide = jnp.promote_types(q.dtype, jnp.float32)
     if any(shift):

@@ -11,6 +11,7 @@ CASES = {
         f"timm:{ours}",
         dict(THEIRS, **kwargs),
         size=(76, 108),
+        init=dict(depths=(1, 1, 1, 1)),
     )
     for key, ours, fields, kwargs in (
         ("convnext", "convnext_atto", dict(conv_mlp=False), dict(conv_mlp=False)),

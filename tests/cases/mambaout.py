@@ -12,6 +12,7 @@ CASES = {
         "timm:mambaout_femto",
         dict(THEIRS, dims=DIMS),
         size=(76, 108),
+        init=dict(depths=(1, 1, 1, 1)),
     ),
     "mambaout_rw": Case(
         "mambaout_base_wide_rw",
@@ -19,5 +20,6 @@ CASES = {
         "timm:mambaout_base_wide_rw",
         dict(THEIRS, dims=DIMS),
         size=(76, 108),
+        init=dict(depths=(1, 1, 1, 1)),
     ),
 }

@@ -16,6 +16,7 @@ def case(ours, dims=DIMS, fields=(), kwargs=(), gain=1.0):
         dict(THEIRS, dims=dims, **dict(kwargs)),
         size=SIZE,
         gain=gain,
+        init=dict(depths=(1, 1, 1, 1)),
     )
 
 

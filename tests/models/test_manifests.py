@@ -34,8 +34,8 @@ def test_variant(family, name):
     assert (info.default_tag, sorted(info.tags)) == (theirs["default_tag"], sorted(theirs["tags"] or [""]))
     for tag, said in theirs["tags"].items():
         pretrained = info.tags[tag]
-        for key in ("interpolation", "num_classes"):
-            assert getattr(pretrained, key) == said[key], f"{tag}: {key}"
+        for key in ("interpolation", "num_classes", "crop_mode"):
+            assert getattr(pretrained, key) == said.get(key, "center"), f"{tag}: {key}"
         for key in ("mean", "std", "crop_pct"):
             np.testing.assert_allclose(getattr(pretrained, key), said[key], rtol=1e-6, err_msg=f"{tag}: {key}")
         assert pair(pretrained.img_size)[0] == said["img_size"], tag

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vision_jax.layers.attention import Attention
+from vision_jax.layers.attention import KV, Attention
 from vision_jax.layers.conv import Conv
+from vision_jax.layers.glu import GLU
 from vision_jax.layers.linear import Linear, PointwiseConv
 from vision_jax.layers.norm import BatchNorm, LayerNorm
 from vision_jax.layers.scale import LayerScale
@@ -16,7 +17,9 @@ from vision_jax.weights.load import load_weights
 class Layers(nnx.Module):
     """One of each."""
 
-    linen_names = {"linen": ((r"qkv\.", ("query.", "key.", "value.")),)}  # noqa: RUF012
+    linen_names = {  # noqa: RUF012
+        "linen": ((r"qkv\.", ("query.", "key.", "value.")), (r"kv\.", ("k.", "v.")))
+    }
 
     def __init__(self):
         self.linear = Linear(2, 3)
@@ -27,6 +30,8 @@ class Layers(nnx.Module):
         self.bn = BatchNorm(2)
         self.ls = LayerScale(2, 0.1)
         self.attn = Attention(6, 2)
+        self.kv = KV(6, 2, 3)
+        self.glu = GLU(2, 3)
         self.listed = nnx.List([Linear(1, 1, bias=False)])
 
 
@@ -48,6 +53,7 @@ def test_torch_names_and_shapes(layers):
         "norm.weight": (2,), "norm.bias": (2,), "ls.gamma": (2,), "listed.0.weight": (1, 1),
         "bn.weight": (2,), "bn.bias": (2,), "bn.running_mean": (2,), "bn.running_var": (2,),
         "bn.num_batches_tracked": (),
+        "kv.weight": (12, 6), "kv.bias": (12,), "glu.weight": (6, 2), "glu.bias": (6,),
         "attn.qkv.weight": (18, 6), "attn.qkv.bias": (18,), "attn.proj.weight": (6, 6), "attn.proj.bias": (6,),
     }  # fmt: skip
 
@@ -71,6 +77,14 @@ def test_qkv_is_part_then_head_then_channel(layers):
                 row = part * 6 + head * 3 + i  # torch's reshape(3, heads, head_dim) of the outputs
                 np.testing.assert_array_equal(torch["attn.qkv.weight"][row], layers.attn.qkv.kernel[:, part, head, i])
                 assert torch["attn.qkv.bias"][row] == layers.attn.qkv.bias[part, head, i]
+
+
+def test_keys_come_before_values_and_gates_before_what_they_gate(layers):
+    torch = state_dict(layers)
+    np.testing.assert_array_equal(torch["kv.weight"][1 * 6 + 1 * 3 + 2], layers.kv.kernel[:, 1, 1, 2])
+    assert torch["kv.bias"][1 * 6 + 0 * 3 + 1] == layers.kv.bias[1, 0, 1]
+    np.testing.assert_array_equal(torch["glu.weight"][1 * 3 + 2], layers.glu.kernel[:, 1, 2])
+    assert torch["glu.bias"][0 * 3 + 1] == layers.glu.bias[0, 1]
 
 
 def test_linen_keeps_heads_apart(layers):

@@ -57,6 +57,13 @@ def test_preprocessing_is_the_weights():
     np.testing.assert_allclose(found, (pixels - 0.5) / 0.5, atol=1e-6)
 
 
+def test_squash_resizes_both_sides():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 260, 3), np.uint8))
+    found = vj.preprocessing("vit_medium_patch16_gap_384.sw_in12k_ft_in1k")(image)
+    resized = image.resize((404, 404), Image.Resampling.BICUBIC).crop((10, 10, 394, 394))
+    np.testing.assert_allclose(found, np.asarray(resized, np.float32) / 127.5 - 1, atol=1e-6)
+
+
 def test_preprocessing_follows_the_model():
     grey = vj.preprocessing(vj.create_model("vit_tiny_patch16_224", abstract=True, in_chans=1, **SMALL))
     assert grey(Image.new("RGBA", (40, 40))).shape == (32, 32, 1)

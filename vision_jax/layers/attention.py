@@ -20,20 +20,36 @@ class QKV(nnx.Module):
       dim: channels in.
       num_heads, head_dim: shape of the result.
       bias: whether a bias is added.
+      init: initialiser of the kernel.
       dtype: dtype of the computation.
     """
 
+    parts = 3
+
     def __init__(self, dim, num_heads, head_dim, *, bias=True, init=trunc_normal, dtype=jnp.float32):
         self.dtype = dtype
-        self.kernel = param((dim, 3, num_heads, head_dim), init, (dim, 3 * num_heads * head_dim))
-        self.bias = param((3, num_heads, head_dim), zeros) if bias else None
+        self.kernel = param((dim, self.parts, num_heads, head_dim), init, (dim, self.parts * num_heads * head_dim))
+        self.bias = param((self.parts, num_heads, head_dim), zeros) if bias else None
 
-    def __call__(self, x):
-        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        out = [jnp.einsum("...c,chd->...hd", x, kernel[:, i]) for i in range(3)]
-        if self.bias is None:
-            return out
-        return [y + b for y, b in zip(out, self.bias[...].astype(self.dtype), strict=True)]
+    def __call__(self, *inputs):
+        """One input for all, or one each for queries, keys and values, whose tokens may differ in number."""
+        inputs = inputs if len(inputs) > 1 else inputs * self.parts
+        return [self.project(x, i) for i, x in enumerate(inputs)]
+
+    def project(self, x, i):
+        """One of them alone: 0 for queries, 1 for keys, 2 for values."""
+        y = jnp.einsum("...c,chd->...hd", x.astype(self.dtype), self.kernel[:, i].astype(self.dtype))
+        return y if self.bias is None else y + self.bias[i].astype(self.dtype)
+
+
+class HeadsFirstQKV(QKV):
+    """The same; weight files of the reference hold each head's query, key and value together."""
+
+
+class KV(QKV):
+    """Keys and values, where the queries come from other tokens: [..., C] -> two [..., heads, head_dim]."""
+
+    parts = 2
 
 
 class Attention(nnx.Module):
@@ -69,7 +85,16 @@ class Attention(nnx.Module):
 
 
 def attention_probabilities(q, k, scale=None):
-    """softmax(q k^T scale) over the keys, [B, Nq, heads, d] and [B, Nk, heads, d] -> [B, heads, Nq, Nk], at least float32."""
+    """softmax(q k^T scale) over the keys, at least float32.
+
+    Args:
+      q: [B, Nq, heads, head_dim].
+      k: [B, Nk, heads, head_dim].
+      scale: head_dim ** -0.5 by default.
+
+    Returns:
+      [B, heads, Nq, Nk].
+    """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
     return jax.nn.softmax(scores * scale, axis=-1)

@@ -13,7 +13,8 @@ class Conv(nnx.Module):
     Args:
       din, dout: channels in and out; `groups` divides both.
       kernel_size, stride, dilation: an int or one for each axis.
-      padding: an int or one for each axis, on both sides; None keeps the size of an odd kernel at stride 1.
+      padding: an int or one for each axis, on both sides; None keeps the size of an odd kernel at stride 1; "same" is
+        TensorFlow's: the map comes out ceil(size / stride) large, and an odd element of padding lies at the far end.
       groups: number of groups of channels that do not mix; `groups=din` is depthwise.
       bias: whether a bias is added.
       init, bias_init: initialisers.
@@ -21,13 +22,25 @@ class Conv(nnx.Module):
     """
 
     def __init__(
-        self, din, dout, kernel_size, *, stride=1, padding=None, dilation=1, groups=1, bias=True,
-        init=trunc_normal, bias_init=zeros, dtype=jnp.float32,
-    ):  # fmt: skip
+        self,
+        din,
+        dout,
+        kernel_size,
+        *,
+        stride=1,
+        padding=None,
+        dilation=1,
+        groups=1,
+        bias=True,
+        init=trunc_normal,
+        bias_init=zeros,
+        dtype=jnp.float32,
+    ):
         kernel_size, self.stride, self.dilation = pair(kernel_size), pair(stride), pair(dilation)
         if padding is None:
             padding = tuple(d * (k - 1) // 2 for k, d in zip(kernel_size, self.dilation, strict=True))
-        self.padding, self.groups, self.dtype = tuple((p, p) for p in pair(padding)), groups, dtype
+        self.padding = "SAME" if padding == "same" else tuple((p, p) for p in pair(padding))
+        self.groups, self.dtype = groups, dtype
         taps = kernel_size[0] * kernel_size[1]
         fans = (taps * din // groups, taps * dout // groups)
         self.kernel = param((*kernel_size, din // groups, dout), init, fans)
@@ -35,9 +48,14 @@ class Conv(nnx.Module):
 
     def __call__(self, x):
         y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride, self.padding,
-            rhs_dilation=self.dilation, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=self.groups,
-        )  # fmt: skip
+            x.astype(self.dtype),
+            self.kernel[...].astype(self.dtype),
+            self.stride,
+            self.padding,
+            rhs_dilation=self.dilation,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
+        )
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 

@@ -10,9 +10,9 @@ from vision_jax.parameters import batch_stat, ones, param, zeros
 class LayerNorm(nnx.Module):
     """Normalises the channels of every token, [..., C] -> [..., C] (Ba et al., 2016, arXiv:1607.06450)."""
 
-    def __init__(self, dim, *, epsilon, bias=True, dtype=jnp.float32):
+    def __init__(self, dim, *, epsilon, bias=True, scale_init=ones, dtype=jnp.float32):
         self.epsilon, self.dtype = epsilon, dtype
-        self.scale = param((dim,), ones)
+        self.scale = param((dim,), scale_init)
         self.bias = param((dim,), zeros) if bias else None
 
     def __call__(self, x):
@@ -24,7 +24,7 @@ class LayerNorm(nnx.Module):
 
 
 class BatchNorm(nnx.Module):
-    """Normalises every channel over the batch and the map, [B, ..., C] -> [B, ..., C] (Ioffe & Szegedy, 2015, arXiv:1502.03167).
+    """Normalises every channel over batch and map, [B, ..., C] (Ioffe & Szegedy, 2015, arXiv:1502.03167).
 
     Training takes the statistics of the whole batch, over all devices, and moves the running ones towards them;
     evaluation takes the running ones. As in torch the running variance is the unbiased one, the batch's own is not.
@@ -49,7 +49,8 @@ class BatchNorm(nnx.Module):
             axes, n = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
             batch_mean = x.mean(axes)
             batch_var = jnp.square(x - batch_mean).mean(axes)
-            self.mean[...] = mean + self.momentum * (batch_mean - mean)
-            self.var[...] = var + self.momentum * (batch_var * (n / max(n - 1, 1)) - var)
+            new_mean = mean + self.momentum * (batch_mean - mean)
+            new_var = var + self.momentum * (batch_var * (n / max(n - 1, 1)) - var)
+            self.mean[...], self.var[...] = new_mean.astype(mean.dtype), new_var.astype(var.dtype)
             mean, var = batch_mean, batch_var
         return ((x - mean) * (jax.lax.rsqrt(var + self.epsilon) * self.scale[...]) + self.bias[...]).astype(self.dtype)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vision_jax import mesh
-from vision_jax.errors import InputError, unknown
-from vision_jax.functional import Train, emit, module_name, split, tapping
+from vision_jax.errors import unknown
+from vision_jax.functional import Train, emit, module_name, split, stack_modules, tapping
 from vision_jax.names import STACKED
 
 REMAT = {
@@ -44,13 +44,7 @@ class Stack(nnx.Module):
             for i, block in enumerate(blocks):
                 setattr(self, str(i), block)
             return
-        statics, states = zip(*map(nnx.split, blocks), strict=True)
-        for i, static in enumerate(statics):
-            if static != statics[0]:
-                raise InputError(
-                    f"scan_blocks=True needs equal blocks: block {i} differs from block 0; scan_blocks=False"
-                )
-        setattr(self, STACKED, nnx.merge(statics[0], jax.tree.map(_stack, *states)))
+        setattr(self, STACKED, stack_modules(blocks))
 
     def __len__(self):
         return len(self.rates)
@@ -113,9 +107,8 @@ class Stack(nnx.Module):
         if self.remat is not None:
             # the loop already keeps the compiler from merging the recomputation with the first pass
             body = jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=False)
-        x, (stats, captured, maps) = jax.lax.scan(
-            body, x, (variables, keys if train else None, rates), length=len(self)
-        )
+        layers = (variables, keys if train else None, rates)
+        x, (stats, captured, maps) = jax.lax.scan(body, x, layers, length=len(self))
         nnx.update(block, *stats)
         emit(captured, names, stacked=True)
         return x, [jax.tree.map(lambda m, i=i: m[i], maps) for i in collect]
@@ -132,9 +125,3 @@ def _call(static, names, variables, x, key, rate, context):
 
 def _join(prefix, name):
     return f"{prefix}.{name}" if prefix else str(name)
-
-
-def _stack(*leaves):
-    if isinstance(leaves[0], jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct((len(leaves), *leaves[0].shape), leaves[0].dtype)
-    return jnp.stack(leaves)

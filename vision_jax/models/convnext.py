@@ -191,6 +191,8 @@ def _tags(names, clip_dim=0):
         fields = dict(_CLIP) if name.startswith("clip") else {}
         if size := re.search(r"_(\d{3})$|^r(\d{3})_", name):
             fields["img_size"] = int(size[1] or size[2])
+            if size[1] and fields["img_size"] >= 384 and "laiona" not in name:
+                fields["crop_mode"] = "squash"
         data = re.sub(r"_\d{3}$", "", name)
         if data.endswith(("in12k", "in22k")):
             fields["num_classes"] = 11821 if data.endswith("in12k") else 21841

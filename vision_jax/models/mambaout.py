@@ -37,7 +37,8 @@ class MambaOutConfig:
 
     `expansion_ratio`: channels of the gate over those of the block. `conv_ratio`: channels that are convolved over
     those of the block. `stem_norm`: a norm between the stem's convolutions. `norm_first`: the norm comes before a
-    downsampling convolution. `head_norm`: a norm after the head's hidden layer. `act`: of stem and gate, "gelu" or "silu".
+    downsampling convolution. `head_norm`: a norm after the head's hidden layer. `act`: of stem and gate, "gelu" or
+    "silu".
     """
 
     img_size: int | tuple = 224
@@ -172,7 +173,7 @@ _mambaout("base", (3, 4, 27, 3), _BASE, 84_813_092, 15.8)
 _RW = dict(stem_norm=False, norm_first=True, head_norm=False, layer_scale_init=1e-5)
 _PLUS = {
     "sw_e150_in12k_ft_in1k": {},
-    "sw_e150_r384_in12k_ft_in1k": {"img_size": 384},
+    "sw_e150_r384_in12k_ft_in1k": {"img_size": 384, "crop_mode": "squash"},
     "sw_e150_in12k": {"num_classes": 11821},
 }
 # fmt: off

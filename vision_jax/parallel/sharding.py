@@ -5,7 +5,8 @@ matches decides, for parameters and for the optimiser's and the average's copies
 
 - "replicate": whole on every device.
 - "fsdp": the longest dimension that divides is split over the fsdp axis.
-- "tensor:AXIS": dimension AXIS (negative: from the end) is split over the tensor axis, and another as "fsdp" says.
+- "tensor:AXIS": dimension AXIS (negative: from the end) is split over the tensor axis, and another as "fsdp" says. The
+  axis counts without the leading one of scanned blocks; where a leaf has no such dimension it is not split so.
 
 Kernels are stored split and gathered where they are used (fully sharded data parallelism: ZeRO, arXiv:1910.02054,
 stage 3); heads and hidden features stay split in use (tensor parallelism: Megatron-LM, arXiv:1909.08053).
@@ -22,7 +23,8 @@ from vision_jax.mesh import BATCH, FSDP, TENSOR, constrain, fit
 from vision_jax.names import is_stacked, names
 
 RULES = (
-    (r"\bqkv\.(kernel|bias)$", "tensor:-2"),  # [C, 3, heads, head_dim]: the heads
+    (r"\bq?kv\.(kernel|bias)$", "tensor:-2"),  # [C, 3, heads, head_dim]: the heads
+    (r"\battn\.q\.(kernel|bias)$", "tensor:-1"),  # [C, heads * head_dim]
     (r"\battn\.proj\.kernel$", "tensor:-2"),
     (r"\bfc1\.kernel$", "tensor:-1"),
     (r"\bfc1\.bias$", "tensor:-1"),
@@ -43,14 +45,15 @@ def replicated(mesh):
 
 
 def spec(path, leaf, mesh, rules=RULES):
-    """The PartitionSpec of one leaf: the first rule that matches its name, kept to what the mesh and the shape allow."""
+    """The PartitionSpec of one leaf: the first rule that matches its name, as far as mesh and shape allow it."""
     name = names(path, leaf)[0]
     pattern, placement = next(rule for rule in (*rules, *RULES) if re.search(rule[0], name))
     axes = [None] * leaf.ndim
     first = 1 if is_stacked(path) else 0  # the blocks of a scan are never split over devices
-    if placement.startswith("tensor:"):
-        axis = int(placement.removeprefix("tensor:"))
-        if first <= leaf.ndim + axis < leaf.ndim:
+    if tensor := re.fullmatch(r"tensor:(-?\d+)", placement):
+        axis = int(tensor[1])
+        axis += leaf.ndim if axis < 0 else first
+        if first <= axis < leaf.ndim:
             axes[axis] = TENSOR
     elif placement not in ("fsdp", "replicate"):
         raise unknown(f"placement for {pattern!r}", placement, ("fsdp", "replicate", "tensor:AXIS"))
@@ -64,7 +67,11 @@ def spec(path, leaf, mesh, rules=RULES):
 
 def shardings(tree, mesh, rules=RULES):
     """A tree of `NamedSharding` like the tree of arrays or shapes."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: NamedSharding(mesh, spec(path, leaf, mesh, rules)), tree)
+
+    def one(path, leaf):
+        return NamedSharding(mesh, spec(path, leaf, mesh, rules))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
 
 
 def gather(params, mesh, rules=RULES, prefix=""):
@@ -95,7 +102,8 @@ def check_batch(batch_size, mesh, accumulate=1, what="data.batch_size"):
     parts = mesh.shape[BATCH[0]] * mesh.shape[BATCH[1]] * accumulate
     if batch_size % parts:
         low, high = batch_size // parts * parts, -(-batch_size // parts) * parts
+        near = " and ".join(str(n) for n in (low, high) if n)
         raise InputError(
             f"{what}={batch_size} is not divisible by {parts} (mesh data={mesh.shape[BATCH[0]]} x "
-            f"fsdp={mesh.shape[BATCH[1]]} x accumulate={accumulate}); the nearest are {' and '.join(str(n) for n in (low, high) if n)}"
+            f"fsdp={mesh.shape[BATCH[1]]} x accumulate={accumulate}); the nearest: {near}"
         )

@@ -27,9 +27,8 @@ def make_task(config, class_names=None):
     if class_names is None and told is None:
         raise InputError("config.task tells no class_names: is this the config.json of a run?")
     if None not in (class_names, told) and tuple(class_names) != tuple(told):
-        raise InputError(
-            f"the data has {len(class_names)} classes, the run's config.task.class_names {len(told)}, or others"
-        )
+        counts = f"{len(class_names)} classes, the run's config.task.class_names {len(told)}"
+        raise InputError(f"the data has {counts}, or others")
     class_names = told if class_names is None else class_names
     if config.get("name") not in TASKS:
         raise unknown("task.name", config.get("name"), TASKS)

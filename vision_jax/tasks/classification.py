@@ -15,7 +15,7 @@ LOSSES = {"softmax": losses.softmax_cross_entropy, "sigmoid": losses.sigmoid_cro
 CONFUSION_MOST = 1000  # classes for which a confusion matrix is kept
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _static(name, num_classes):
     return split(registry.create_model(name, abstract=True, num_classes=num_classes))[0]
 
@@ -47,10 +47,18 @@ class Classification:
     def __post_init__(self):
         if self.loss not in LOSSES:
             raise unknown("task.loss", self.loss, LOSSES)
+        if self.distillation not in losses.DISTILLATION:
+            raise unknown("task.distillation", self.distillation, losses.DISTILLATION)
+        for field in ("label_smoothing", "distillation_weight"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise InputError(f"task.{field}={getattr(self, field)} is not between 0 and 1")
+        if self.temperature <= 0:
+            raise InputError(f"task.temperature={self.temperature} is not above 0")
+        if self.teacher:
+            registry.model_info(self.teacher)  # raises where there is none
         if self.teacher and not self.teacher_weights:
-            raise InputError(
-                f"task.teacher={self.teacher!r} needs task.teacher_weights, a safetensors file or a run's workdir"
-            )
+            given = f"task.teacher={self.teacher!r}"
+            raise InputError(f"{given} needs task.teacher_weights, a safetensors file or a run's workdir")
 
     def model_fields(self):
         """The config fields that the task decides of the model."""
@@ -88,18 +96,18 @@ class Classification:
         return loss, (state, {"loss": loss, "accuracy": (logits.argmax(-1) == batch["label"]).mean(dtype=jnp.float32)})
 
     def _targets(self, batch):
-        k = len(self.class_names)
+        label, k, smoothing = batch["label"], len(self.class_names), self.label_smoothing
         if "label_mixed" in batch:
-            return losses.mixed_targets(
-                batch["label"], batch["label_mixed"], batch["mix_weight"], k, self.label_smoothing
-            )
-        return losses.smooth(batch["label"], k, self.label_smoothing)
+            return losses.mixed_targets(label, batch["label_mixed"], batch["mix_weight"], k, smoothing)
+        return losses.smooth(label, k, smoothing)
 
     def evaluate(self, static, variables, batch):
         """Sums over the examples that `batch["mask"]` marks as real: to be added up over batches."""
         logits, _ = apply(static, variables, batch["image"])
         mask, label, k = batch["mask"].astype(jnp.float32), batch["label"], len(self.class_names)
-        rank = (logits > jnp.take_along_axis(logits, label[:, None], 1)).sum(-1)
+        own = jnp.take_along_axis(logits, label[:, None], 1)
+        earlier = jnp.arange(k) < label[:, None]  # equal logits rank as argmax ranks them: equal ones are no success
+        rank = ((logits > own) | ((logits == own) & earlier)).sum(-1)
         predicted = logits.argmax(-1)
         loss = LOSSES[self.loss](logits, jax.nn.one_hot(label, k))
         sums = {

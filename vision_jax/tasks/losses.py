@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from vision_jax import errors
 
+DISTILLATION = ("soft", "hard")
+
 
 def softmax_cross_entropy(logits, targets):
     """Cross-entropy with soft targets.
@@ -95,8 +97,8 @@ def distillation(student_logits, teacher_logits, kind="soft", temperature=1.0):
     Raises:
       InputError: an unknown kind.
     """
-    if kind not in ("soft", "hard"):
-        raise errors.unknown("distillation", kind, ("soft", "hard"))
+    if kind not in DISTILLATION:
+        raise errors.unknown("distillation", kind, DISTILLATION)
     student, teacher = _wide(student_logits), jax.lax.stop_gradient(_wide(teacher_logits))
     if kind == "hard":
         return softmax_cross_entropy(student, smooth(jnp.argmax(teacher, axis=-1), teacher.shape[-1]))

@@ -4,14 +4,11 @@ The state is a dict: "step", "data_position" (batches consumed), the model's col
 "opt_state", and "ema" where an average of the model is kept. Whatever is random is drawn from (seed, step).
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import optax
 
-from vision_jax.mesh import constrain, placing
-from vision_jax.mesh import BATCH
+from vision_jax.mesh import BATCH, constrain, placing
 from vision_jax.parallel import sharding
 from vision_jax.train.ema import ema_update
 
@@ -56,7 +53,8 @@ def make_train_step(static, task, optimizer, device_ops, mesh, rules, *, seed, a
       accumulate: microbatches; gradients are averaged over them, batch statistics pass from one to the next.
       ema_decay: decay of the average of the model, 0 for none.
 
-    Metrics are the task's scalars, "grad_norm", and "finite", bool for each leaf of the gradient in the tree's order.
+    Metrics are the task's scalars, "grad_norm", and "finite", bool for each parameter in the tree's order:
+    of its gradient and its new value.
     """
 
     def loss_of(params, others, frozen, batch, key):
@@ -82,6 +80,9 @@ def make_train_step(static, task, optimizer, device_ops, mesh, rules, *, seed, a
         (total, others), metrics = jax.lax.scan(body, (zeros, others), (batch, jax.random.split(key, accumulate)))
         return jax.tree.map(lambda g: g / accumulate, total), others, jax.tree.map(jnp.mean, metrics)
 
+    def both_finite(grad, param):  # a step can also be too long for a finite gradient
+        return jnp.isfinite(grad).all() & jnp.isfinite(param).all()
+
     def step(state, batch, frozen):
         variables = collections(state)
         params, others = variables["params"], {k: v for k, v in variables.items() if k != "params"}
@@ -91,17 +92,12 @@ def make_train_step(static, task, optimizer, device_ops, mesh, rules, *, seed, a
         grads, others, metrics = compute(params, others, frozen, batch, model_key)
         updates, opt_state = optimizer.update(grads, state["opt_state"], params)
         variables = {"params": optax.apply_updates(params, updates), **others}
-        new = {
-            "step": state["step"] + 1,
-            "data_position": state["data_position"] + 1,
-            **variables,
-            "opt_state": opt_state,
-        }
+        new = {name: state[name] + 1 for name in ("step", "data_position")} | {**variables, "opt_state": opt_state}
         if ema_decay:
             new["ema"] = ema_update(state["ema"], variables, state["step"], ema_decay, warmup=True)
         metrics |= {
-            "grad_norm": optax.global_norm(grads),
-            "finite": jnp.stack([jnp.isfinite(g).all() for g in jax.tree.leaves(grads)]),
+            "grad_norm": optax.tree.norm(grads),
+            "finite": jnp.stack(jax.tree.leaves(jax.tree.map(both_finite, grads, variables["params"]))),
         }
         if "replaced" in batch:
             metrics["images_replaced"] = batch["replaced"].sum()

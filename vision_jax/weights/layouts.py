@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vision_jax.layers.attention import QKV, Attention
+from vision_jax.layers.attention import KV, QKV, Attention, HeadsFirstQKV
+from vision_jax.layers.attention_pool import AttentionPoolLatent
 from vision_jax.layers.conv import Conv
+from vision_jax.layers.glu import GLU
 from vision_jax.layers.group_norm import GroupNorm
 from vision_jax.layers.linear import Linear, PointwiseConv
 from vision_jax.layers.norm import BatchNorm, LayerNorm
@@ -47,6 +49,19 @@ def _heads(module):
     return module.kernel.shape[-2:]
 
 
+def _projections(parts):
+    """Ours [C, parts, heads, head_dim], there [parts, heads * head_dim, C]."""
+    return {
+        "kernel": Rule(
+            "weight",
+            lambda a, _: a.transpose(1, 2, 3, 0).reshape(parts, -1, a.shape[0]),
+            lambda a, m: a.reshape(parts, *_heads(m), -1).transpose(3, 0, 1, 2),
+            parts=parts,
+        ),
+        "bias": Rule("bias", lambda a, _: a.reshape(parts, -1), lambda a, m: a.reshape(parts, *_heads(m)), parts=parts),
+    }
+
+
 TORCH = {
     Linear: {"kernel": Rule("weight", lambda a, _: a.T, lambda a, _: a.T)},
     PointwiseConv: {"kernel": Rule("weight", lambda a, _: a.T[:, :, None, None], lambda a, _: a[:, :, 0, 0].T)},
@@ -60,15 +75,25 @@ TORCH = {
         "mean": Rule("running_mean"),
         "var": Rule("running_var", beside=(("num_batches_tracked", np.zeros((), np.int64)),)),
     },
-    QKV: {
-        # ours [C, 3, heads, head_dim], there [3, heads * head_dim, C]
+    QKV: _projections(3),
+    KV: _projections(2),
+    GLU: {
+        # ours [C, 2, hidden], there [2, hidden, C]
+        "kernel": Rule("weight", lambda a, _: a.transpose(1, 2, 0), lambda a, _: a.transpose(2, 0, 1), parts=2),
+        "bias": Rule("bias", parts=2),
+    },
+    HeadsFirstQKV: {
+        # ours [C, 3, heads, head_dim], there [heads * 3 * head_dim, C]
         "kernel": Rule(
             "weight",
-            lambda a, _: a.transpose(1, 2, 3, 0).reshape(3, -1, a.shape[0]),
-            lambda a, m: a.reshape(3, *_heads(m), -1).transpose(3, 0, 1, 2),
-            parts=3,
+            lambda a, _: a.transpose(2, 1, 3, 0).reshape(-1, a.shape[0]),
+            lambda a, m: a.reshape(_heads(m)[0], 3, -1, a.shape[1]).transpose(3, 1, 0, 2),
         ),
-        "bias": Rule("bias", lambda a, _: a.reshape(3, -1), lambda a, m: a.reshape(3, *_heads(m)), parts=3),
+        "bias": Rule(
+            "bias",
+            lambda a, _: a.swapaxes(0, 1).reshape(-1),
+            lambda a, m: a.reshape(_heads(m)[0], 3, -1).swapaxes(0, 1),
+        ),
     },
 }  # fmt: skip
 
@@ -76,6 +101,18 @@ LINEN = {
     QKV: {
         "kernel": Rule("kernel", lambda a, _: a.swapaxes(0, 1), lambda a, _: a.swapaxes(0, 1), parts=3),
         "bias": Rule("bias", parts=3),
+    },
+    KV: {
+        "kernel": Rule("kernel", lambda a, _: a.swapaxes(0, 1), lambda a, _: a.swapaxes(0, 1), parts=2),
+        "bias": Rule("bias", parts=2),
+    },
+    AttentionPoolLatent: {
+        # heads apart: the query's [C, heads, head_dim], the projection's [heads, head_dim, C]
+        "q.kernel": Rule("kernel", lambda a, m: a.reshape(-1, *_heads(m.kv)), lambda a, _: a.reshape(len(a), -1)),
+        "q.bias": Rule("bias", lambda a, m: a.reshape(_heads(m.kv)), lambda a, _: a.reshape(-1)),
+        "proj.kernel": Rule(
+            "kernel", lambda a, m: a.reshape(*_heads(m.kv), -1), lambda a, _: a.reshape(-1, a.shape[-1])
+        ),
     },
     Attention: {
         # the projection of the heads' results keeps the heads apart: [heads, head_dim, C]

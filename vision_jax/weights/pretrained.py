@@ -58,14 +58,14 @@ class Preprocessing:
 
     Attributes:
       size: (height, width) of the input, in pixels.
-      resize: length of the shorter side before the centre crop.
+      resize: length of the shorter side before the centre crop, or (height, width) whatever the image's shape.
       interpolation: of the antialiased resize.
       mean, std: of normalisation, for images in 0..1.
       channels: 3, or 1 for grey.
     """
 
     size: tuple
-    resize: int
+    resize: int | tuple
     interpolation: str
     mean: tuple
     std: tuple
@@ -100,4 +100,6 @@ def preprocessing(model):
     size = pair(weights.img_size) if isinstance(model, str) else pair(model.config.img_size)
     channels = 3 if isinstance(model, str) else model.config.in_chans
     mean, std = (weights.mean, weights.std) if len(weights.mean) == channels else ((0.5,), (0.5,))
-    return Preprocessing(size, math.floor(min(size) / weights.crop_pct), weights.interpolation, mean, std, channels)
+    resize = tuple(math.floor(side / weights.crop_pct) for side in size)
+    resize = resize if weights.crop_mode == "squash" else min(resize)
+    return Preprocessing(size, resize, weights.interpolation, mean, std, channels)

@@ -1,0 +1,95 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import tiny
+from vision_jax import registry
+from vision_jax.errors import InputError
+from vision_jax.registry import create_model, list_models, model_info
+
+
+def test_list_models():
+    names = list_models()
+    assert names == sorted(names)
+    assert {"vit_tiny_patch16_224", "resnet50"} <= set(names)
+    assert list_models("resnet*") == [name for name in names if name.startswith("resnet")]
+    assert list_models("nothing*") == []
+
+
+def test_model_info():
+    info = model_info("vit_base_patch16_224")
+    assert info.name == "vit_base_patch16_224"
+    weights = info.tags[info.default_tag]
+    assert (weights.mean, weights.std, weights.crop_pct) == ((0.5,) * 3, (0.5,) * 3, 0.9)
+    assert weights.hub == f"timm/vit_base_patch16_224.{info.default_tag}"
+    weights = model_info("resnet50.a1_in1k").tags["a1_in1k"]
+    assert (weights.mean, weights.std) == (registry.IMAGENET_MEAN, registry.IMAGENET_STD)
+    with pytest.raises(InputError, match="unknown tag of resnet50: 'a9_in1k': did you mean"):
+        model_info("resnet50.a9_in1k")
+    with pytest.raises(InputError, match="unknown model 'resnet5': did you mean 'resnet50'"):
+        model_info("resnet5")
+
+
+def test_a_name_is_registered_once():
+    info = model_info("resnet50")
+    with pytest.raises(ValueError, match="'resnet50' is registered twice"):
+        registry.register("resnet50", info.model, info.config, params=1, gmacs=1.0, paper="", licence="")
+
+
+def test_create_model_errors():
+    with pytest.raises(InputError, match="unknown model 'vit_tiny_patch16': did you mean 'vit_tiny_patch16_224'"):
+        create_model("vit_tiny_patch16")
+    with pytest.raises(InputError, match="unknown config field of resnet18 'num_class': did you mean 'num_classes'"):
+        create_model("resnet18", num_class=3)
+
+
+def test_fields_may_come_from_json():
+    model = create_model("resnet18", abstract=True, depths=[1, 1], embed_dims=[8, 16])
+    assert model.config.depths == (1, 1)
+    assert dataclasses.is_dataclass(model.config)
+
+
+def test_abstract_models_hold_no_arrays():
+    for model in (tiny.vit(abstract=True), tiny.vit(abstract=True, scan_blocks=True), tiny.resnet(abstract=True)):
+        assert {type(leaf) for leaf in jax.tree.leaves(nnx.state(model))} == {jax.ShapeDtypeStruct}
+
+
+def test_scanned_and_unrolled_models_start_alike():
+    plain, scanned, deeper, other = (
+        nnx.to_pure_dict(nnx.state(tiny.vit(**kw))) for kw in ({}, {"scan_blocks": True}, {"depth": 4}, {"seed": 1})
+    )
+    tiny.assert_close(scanned, plain, rtol=0)
+    deeper["blocks"].pop("3")
+    tiny.assert_close(deeper, plain, rtol=0)
+    kernel = "blocks.1.mlp.fc1.kernel"
+    assert (tiny.by_name(other)[kernel] != tiny.by_name(plain)[kernel]).mean() > 0.99
+    assert (tiny.by_name(plain)["blocks.0.mlp.fc1.kernel"] != tiny.by_name(plain)[kernel]).mean() > 0.99
+
+
+def test_fill_fills_what_is_abstract_and_no_more():
+    model = tiny.resnet(abstract=True)
+    given = np.ones(model.conv1.kernel.shape, np.float32)
+    model.conv1.kernel.set_value(jax.numpy.array(given))
+    assert registry.fill(model) is model
+    np.testing.assert_array_equal(model.conv1.kernel[...], given)
+    np.testing.assert_array_equal(model.bn1.var[...], 1.0)
+    std = np.std(getattr(model.stages[1], "0").conv1.kernel[...])
+    assert std == pytest.approx(np.sqrt(2 / (9 * 16)), rel=0.1)
+
+
+@pytest.mark.parametrize("make", [tiny.vit, tiny.resnet])
+def test_layer_groups(make):
+    model = make(abstract=True)
+    groups = model.layer_groups()
+    names = tiny.by_name(jax.tree.map(lambda s: np.zeros(s.shape), nnx.to_pure_dict(nnx.state(model, nnx.Param))))
+    told = {name: registry.layer_group(groups, name) for name in names}
+    last = max(group for _, group in groups)
+    assert set(told.values()) == set(range(last + 1))
+    for name, group in told.items():
+        parts = name.split(".")
+        inside = int(parts[1]) + 1 if parts[0] in ("blocks", "stages") else None
+        stem = parts[0] in ("patch_embed", "cls_token", "pos_embed", "conv1", "bn1")
+        assert group == (inside if inside is not None else 0 if stem else last), name

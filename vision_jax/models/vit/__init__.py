@@ -1,0 +1,17 @@
+"""ViT: An Image is Worth 16x16 Words (Dosovitskiy et al., 2021, arXiv:2010.11929), and the models that are plain ViTs.
+
+An image is cut into patches, each projected to a token; a learned position is added and a plain pre-norm transformer
+runs over the tokens. Official repository: google-research/vision_transformer; compared here with timm's.
+
+- DeiT (Touvron et al., 2021, arXiv:2012.12877): a second token and head learn from a teacher. DeiT III (Touvron et al.,
+  2022, arXiv:2204.07118): layer scale, positions for the patches alone. Official: facebookresearch/deit.
+- DINOv2 (Oquab et al., 2023, arXiv:2304.07193): layer scale; SwiGLU in the largest. Official: facebookresearch/dinov2.
+- Registers (Darcet et al., 2024, arXiv:2309.16588): tokens that belong to no patch, dropped at the end.
+- SigLIP (Zhai et al., 2023, arXiv:2303.15343; SigLIP 2: arXiv:2502.14786): no class token, a learned query attends to
+  the patches. Official: google-research/big_vision.
+"""
+
+from vision_jax.models.vit import variants  # noqa: F401, registers them
+from vision_jax.models.vit.model import VisionTransformer, ViTConfig
+
+__all__ = ["ViTConfig", "VisionTransformer"]

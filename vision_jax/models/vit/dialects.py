@@ -1,0 +1,45 @@
+"""How other implementations name a ViT's parameters: (pattern, replacement), as `weights/convert.py` explains."""
+
+HF = (  # the files on the hub, which transformers reads and writes
+    (r"^cls_token$", "vit.embeddings.cls_token"),
+    (r"^pos_embed$", "vit.embeddings.position_embeddings"),
+    (r"^patch_embed\.proj\.", "vit.embeddings.patch_embeddings.projection."),
+    (r"^blocks\.", "vit.encoder.layer."),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+    (r"\.attn\.qkv\.", tuple(f".attention.attention.{part}." for part in ("query", "key", "value"))),
+    (r"\.attn\.proj\.", ".attention.output.dense."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+    (r"^norm\.", "vit.layernorm."),
+    (r"^head\.", "classifier."),
+)
+HF_MODULES = (  # its modules in memory, named otherwise since release 5
+    *HF,
+    (r"encoder\.layer\.", "layers."),
+    (r"attention\.attention\.(query|key|value)", lambda match: f"attention.{match[1][0]}_proj"),
+    (r"attention\.output\.dense", "attention.o_proj"),
+    (r"intermediate\.dense", "mlp.fc1"),
+    (r"output\.dense", "mlp.fc2"),
+)
+BIG_VISION = (
+    (r"^attn_pool\.latent$", "MAPHead_0/probe"),
+    (r"^attn_pool\.q\.", "MAPHead_0/MultiHeadDotProductAttention_0/query/"),
+    (r"^attn_pool\.kv\.", tuple(f"MAPHead_0/MultiHeadDotProductAttention_0/{part}/" for part in ("key", "value"))),
+    (r"^attn_pool\.proj\.", "MAPHead_0/MultiHeadDotProductAttention_0/out/"),
+    (r"^attn_pool\.norm\.", "MAPHead_0/LayerNorm_0/"),
+    (r"^attn_pool\.mlp\.fc1\.", "MAPHead_0/MlpBlock_0/Dense_0/"),
+    (r"^attn_pool\.mlp\.fc2\.", "MAPHead_0/MlpBlock_0/Dense_1/"),
+    (r"^cls_token$", "cls"),
+    (r"^pos_embed$", "Transformer/posembed_input/pos_embedding"),
+    (r"^patch_embed\.proj\.", "embedding/"),
+    (r"^blocks\.(\d+)\.", r"Transformer/encoderblock_\1/"),
+    (r"norm1\.", "LayerNorm_0/"),
+    (r"attn\.qkv\.", tuple(f"MultiHeadDotProductAttention_1/{part}/" for part in ("query", "key", "value"))),
+    (r"attn\.proj\.", "MultiHeadDotProductAttention_1/out/"),
+    (r"norm2\.", "LayerNorm_2/"),
+    (r"mlp\.fc1\.", "MlpBlock_3/Dense_0/"),
+    (r"mlp\.fc2\.", "MlpBlock_3/Dense_1/"),
+    (r"^norm\.", "Transformer/encoder_norm/"),
+    (r"^head\.", "head/"),
+)

@@ -1,0 +1,203 @@
+"""The model: tokens of patches, a stack of blocks, a head."""
+
+import dataclasses
+import functools
+import math
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+
+from vision_jax.errors import InputError
+from vision_jax.layers.attention import Attention
+from vision_jax.layers.attention_pool import AttentionPoolLatent
+from vision_jax.layers.block import Block
+from vision_jax.layers.conv import pair
+from vision_jax.layers.drop import dropout, linear_rates
+from vision_jax.layers.glu import SwiGLU
+from vision_jax.layers.linear import Linear
+from vision_jax.layers.mlp import Mlp, gelu, gelu_tanh
+from vision_jax.layers.norm import LayerNorm
+from vision_jax.layers.patch import PatchEmbed
+from vision_jax.layers.position import sincos_2d
+from vision_jax.layers.resample import resample_positions
+from vision_jax.layers.stack import Stack
+from vision_jax.models.base import FeatureInfo, Model
+from vision_jax.models.vit.dialects import BIG_VISION, HF, HF_MODULES
+from vision_jax.parameters import Normal, param, trunc_normal
+from vision_jax.registry import check
+
+_ACT = {"gelu": gelu, "gelu_tanh": gelu_tanh}
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """A ViT.
+
+    Attributes:
+      mlp: "mlp", or "swiglu", whose two halves share the hidden features. act: "gelu" or "gelu_tanh", of the former.
+      class_token, distilled: the class token, and DeiT's second one beside it; reg_tokens: number of registers.
+      no_embed_class: positions for the patches alone, none for these tokens.
+      global_pool: "token" reads the class token, "avg" averages the patches, "map" pools them by attention.
+      fc_norm: normalise after pooling, not before; None means after "avg" only.
+      position: "learned", or "sincos2d", fixed (Better plain ViT baselines: Beyer et al., 2022, arXiv:2205.01580).
+      drop_edge: ignore the pixels beyond the last whole patch (SigLIP's 384 at patches of 14), else refused.
+    """
+
+    img_size: int | tuple = 224
+    patch_size: int | tuple = 16
+    in_chans: int = 3
+    num_classes: int = 1000
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    mlp: str = "mlp"
+    act: str = "gelu"
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    class_token: bool = True
+    distilled: bool = False
+    reg_tokens: int = 0
+    no_embed_class: bool = False
+    global_pool: str = "token"
+    fc_norm: bool | None = None
+    position: str = "learned"
+    drop_edge: bool = False
+    layer_scale_init: float | None = None
+    drop_rate: float = 0.0
+    pos_drop_rate: float = 0.0
+    proj_drop_rate: float = 0.0
+    attn_drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    scan_blocks: bool = False
+    remat: str | None = None
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        dim, heads, pool, fixed = self.embed_dim, self.num_heads, self.global_pool, self.position == "sincos2d"
+        check(dim % heads == 0, f"embed_dim={dim} must be a multiple of num_heads={heads}")
+        for field, allowed in (
+            ("global_pool", ("token", "avg", "map")),
+            ("position", ("learned", "sincos2d")),
+            ("mlp", ("mlp", "swiglu")),
+            ("act", tuple(_ACT)),
+        ):
+            given = getattr(self, field)
+            check(given in allowed, f"{field}={given!r}: one of {', '.join(map(repr, allowed))}")
+        check(self.class_token or pool != "token", "global_pool='token' needs class_token=True; or use 'avg'")
+        alone = pool == "token" and not self.reg_tokens and not self.fc_norm
+        check(alone or not self.distilled, "distilled=True needs global_pool='token', reg_tokens=0 and no fc_norm")
+        check(not (fixed and self.class_token), "position='sincos2d' is for class_token=False")
+        check(not fixed or dim % 4 == 0, f"position='sincos2d' needs embed_dim={dim} to be a multiple of 4")
+        for size, patch in zip(pair(self.img_size), pair(self.patch_size), strict=True):
+            near = max(round(size / patch), 1) * patch
+            given = f"img_size={self.img_size} is not a multiple of patch_size={self.patch_size}"
+            whole = size % patch == 0 or (self.drop_edge and size > patch)
+            check(whole, f"{given}; the nearest is {near}")
+
+
+class VisionTransformer(Model):
+    """Images [B, H, W, C] -> logits [B, num_classes]; the two heads' logits where a distilled one is trained."""
+
+    classifier = ("head", "head_dist")
+    # what is added to every key adds one number to all scores of a query
+    inert = (r"attn\.qkv\.bias\[1\]$", r"attn_pool\.kv\.bias\[0\]$", r"attn\.k_norm\.bias$")
+    torch_names: ClassVar = {"timm": (), "hf": HF, "hf_modules": HF_MODULES}
+    linen_names: ClassVar = {"big_vision": BIG_VISION}
+
+    def __init__(self, config):
+        c = self.config = config
+        kw, norm = {"dtype": c.dtype}, functools.partial(LayerNorm, epsilon=1e-6, dtype=c.dtype)
+        dim, hidden = c.embed_dim, int(c.embed_dim * c.mlp_ratio)
+        self.grid = tuple(s // p for s, p in zip(pair(c.img_size), pair(c.patch_size), strict=True))
+        self.patch_embed = PatchEmbed(c.in_chans, dim, c.patch_size, **kw)
+        self.cls_token = param((1, 1, dim), Normal(1e-6)) if c.class_token else None
+        self.dist_token = param((1, 1, dim), trunc_normal) if c.distilled else None
+        self.reg_token = param((1, c.reg_tokens, dim), Normal(1e-6)) if c.reg_tokens else None
+        # tokens before the patches, and how many of them have a position
+        self.prefix = int(c.class_token) + int(c.distilled) + c.reg_tokens
+        self.placed = 0 if c.no_embed_class or c.position != "learned" else self.prefix
+        tokens = self.placed + math.prod(self.grid)
+        self.pos_embed = param((1, tokens, dim), trunc_normal) if c.position == "learned" else None
+
+        def block(index):
+            attn = Attention(
+                dim, c.num_heads, qkv_bias=c.qkv_bias, qk_norm=norm if c.qk_norm else None,
+                attn_drop=c.attn_drop_rate, proj_drop=c.proj_drop_rate, **kw,
+            )  # fmt: skip
+            if c.mlp == "swiglu":
+                mlp = SwiGLU(dim, hidden // 2, drop=c.proj_drop_rate, **kw)
+            else:
+                mlp = Mlp(dim, hidden, act=_ACT[c.act], drop=c.proj_drop_rate, **kw)
+            return Block(dim, attn=attn, mlp=mlp, norm=norm, layer_scale=c.layer_scale_init, **kw)
+
+        (rates,) = linear_rates(c.drop_path_rate, (c.depth,))
+        self.blocks = Stack(block, rates, scan=c.scan_blocks, remat=c.remat)
+        norm_last = c.global_pool == "avg" if c.fc_norm is None else c.fc_norm
+        self.norm, self.fc_norm = (None, norm(dim)) if norm_last else (norm(dim), None)
+        self.attn_pool = (
+            AttentionPoolLatent(dim, c.num_heads, hidden, norm=norm, act=_ACT[c.act], **kw)
+            if c.global_pool == "map"
+            else None
+        )
+        self.head = Linear(dim, c.num_classes, **kw) if c.num_classes else None
+        self.head_dist = Linear(dim, c.num_classes, **kw) if c.num_classes and c.distilled else None
+        reduction = pair(c.patch_size)[0]
+        self.feature_info = tuple(FeatureInfo(f"blocks.{i}", dim, reduction) for i in range(c.depth))
+
+    def forward_features(self, images, train=None, pyramid=False, out_indices=None):
+        """Images [B, H, W, C] -> tokens [B, prefix + N, C]: the class token, DeiT's second, registers, the patches.
+
+        They are normalised unless that follows pooling. pyramid=True gives the maps [B, H/p, W/p, C] after the blocks
+        in `out_indices` instead, not normalised.
+        """
+        x = self.patch_embed(images)
+        B, H, W, C = x.shape
+        if self.grid != (H, W):
+            here = f"images give {(H, W)} patches, the model has positions for {self.grid}"
+            raise InputError(f"{here}: create_model(..., img_size={images.shape[1:3]})")
+        position = sincos_2d(H, W, C)[None] if self.pos_embed is None else self.pos_embed[...]
+        position = position.astype(x.dtype)
+        x = x.reshape(B, H * W, C) + position[:, self.placed :]
+        if self.prefix:
+            tokens = (token for token in (self.cls_token, self.dist_token, self.reg_token) if token is not None)
+            tokens = jnp.concatenate([token[...].astype(x.dtype) for token in tokens], axis=1)
+            tokens = tokens + position[:, : self.placed] if self.placed else tokens
+            x = jnp.concatenate([jnp.broadcast_to(tokens, (B, self.prefix, C)), x], axis=1)
+        x = dropout(x, self.config.pos_drop_rate, train)
+        if pyramid:
+            _, maps = self.blocks(x, train, collect=self.indices(out_indices))
+            return [m[:, self.prefix :].reshape(B, H, W, C) for m in maps]
+        x = self.blocks(x, train)
+        return self.norm(x) if self.norm else x
+
+    def forward_head(self, x, train=None):
+        """Tokens -> logits [B, num_classes], or pooled features [B, C] without a head."""
+        c = self.config
+        if c.distilled:
+            return self._two_heads(x, train)
+        if c.global_pool == "token":
+            x = x[:, 0]
+        else:
+            x = x[:, self.prefix :]
+            x = self.attn_pool(x) if self.attn_pool else x.mean(axis=1)
+        x = dropout(self.fc_norm(x) if self.fc_norm else x, c.drop_rate, train)
+        return self.head(x) if self.head else x
+
+    def _two_heads(self, x, train):
+        """The class token's and the distilled token's: a pair while training, their mean in evaluation."""
+        x = [dropout(x[:, i], self.config.drop_rate, train) for i in range(2)]
+        if self.head:
+            x = [self.head(x[0]), self.head_dist(x[1])]
+            if train:
+                return tuple(x)
+        return (x[0] + x[1]) / 2
+
+    def resample(self, leaf, array):
+        """A parameter made for another image size, at this one's."""
+        return resample_positions(array, self.grid, self.placed) if leaf == "pos_embed" else array
+
+    def layer_groups(self):
+        """(pattern, group) for layer-wise decay: the embedding, each block, the head."""
+        blocks = tuple((rf"^blocks\.{i}\.", i + 1) for i in range(self.config.depth))
+        return ((r"^(patch_embed|(cls|dist|reg)_token|pos_embed)", 0), *blocks, (r"", self.config.depth + 1))
