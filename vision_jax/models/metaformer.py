@@ -208,6 +208,7 @@ class MetaFormer(StagedModel):
     """Images [B, H, W, C] -> logits [B, num_classes]."""
 
     classifier = ("head.fc",)
+    inert = (r"norm1\.bias$",)  # PoolFormer's, the only norms with one: an average less its middle is 0 for a constant
     torch_names: ClassVar = {"timm": _TIMM, "official": _OFFICIAL}
 
     def __init__(self, config):
