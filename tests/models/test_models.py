@@ -156,6 +156,9 @@ def test_vit_errors():
         ({"img_size": 30}, r"img_size=30 is not a multiple of patch_size=4; the nearest is 32"),
         ({"img_size": (32, 1)}, r"img_size=\(32, 1\) is not a multiple of patch_size=4; the nearest is 4"),
         ({"num_heads": 3}, "embed_dim=16 must be a multiple of num_heads=3"),
+        ({"act": "relu"}, "act='relu': one of 'gelu', 'gelu_tanh'"),
+        ({"distilled": True, "reg_tokens": 1}, "distilled=True needs global_pool='token', reg_tokens=0"),
+        ({"img_size": 3, "drop_edge": True}, r"img_size=3 is not a multiple of patch_size=4; the nearest is 4"),
         ({"global_pool": "max"}, "global_pool='max': one of 'token', 'avg'"),
         ({"class_token": False}, "global_pool='token' needs class_token=True; or use 'avg'"),
     ):

@@ -63,6 +63,7 @@ class TokenMlp(Mlp):
 class MlpMixer(Model):
     """Images [B, H, W, C] -> logits [B, num_classes]."""
 
+    classifier = ("head",)
     torch_names: ClassVar = {
         "timm": ((r"^patch_embed\.", "stem."), (r"\.attn\.", ".mlp_tokens."), (r"\.mlp\.", ".mlp_channels."))
     }
