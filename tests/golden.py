@@ -50,11 +50,6 @@ class Case:
         """Our name for the reference's names of parameters."""
         return {"timm": "timm", "transformers": "hf"}[self.theirs.split(":")[0]]
 
-    @property
-    def dialect(self):
-        """Our name for the reference's names of parameters."""
-        return {"timm": "timm", "transformers": "hf"}[self.theirs.split(":")[0]]
-
 
 def fill(name, shape, gain=1.0):
     """The value of a reference's leaf, float32: a function of its name and shape alone."""
