@@ -31,7 +31,7 @@ def get_config(arg="32"):
     c.eval.every = "5 epochs"
 
     c.optim.name = "sgd"
-    c.optim.options = dict(momentum=0.9, nesterov=True)
+    c.optim.options = {"momentum": 0.9, "nesterov": True}
     c.optim.lr = 0.05
     c.optim.weight_decay = 5e-4
     c.optim.schedule.warmup = "1 epochs"

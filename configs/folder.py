@@ -20,7 +20,7 @@ def get_config(arg="photos"):
     c.task.label_smoothing = 0.1
 
     c.data.source = "folder"
-    c.data.options = dict(root=arg, holdout=0.0 if os.path.isdir(os.path.join(arg, "train")) else 0.1)
+    c.data.options = {"root": arg, "holdout": 0.0 if os.path.isdir(os.path.join(arg, "train")) else 0.1}
     c.data.ops = ("decode", "random_resized_crop(224, scale=(0.3, 1.0))", "flip", "normalize")
     c.data.batch_size = 32
     c.data.workers = 2
@@ -29,7 +29,7 @@ def get_config(arg="photos"):
     c.eval.batch_size = 32
 
     c.optim.name = "sgd"
-    c.optim.options = dict(momentum=0.9, nesterov=True)
+    c.optim.options = {"momentum": 0.9, "nesterov": True}
     c.optim.lr = 0.05
     c.optim.weight_decay = 1e-4
     c.optim.schedule.warmup = "2 epochs"

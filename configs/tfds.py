@@ -4,7 +4,7 @@
     python -m vision_jax.main --config configs/tfds.py:/data/my_dataset/1.0.0 --workdir runs/mine
 
 The argument is a TFDS name, or the directory of one prepared version. It must be prepared as ArrayRecord; where it is
-not, the error says the command. Name other splits with --config.data.split='train[:90%]' --config.eval.split='train[90%:]'.
+not, the error says the command. Other splits: --config.data.split='train[:90%]' --config.eval.split='train[90%:]'.
 """
 
 import os
@@ -21,7 +21,7 @@ def get_config(arg="imagenet2012"):
     c.task.label_smoothing = 0.1
 
     c.data.source = "tfds"
-    c.data.options = dict(builder_dir=arg) if os.path.isdir(arg) else dict(dataset=arg)
+    c.data.options = {"builder_dir": arg} if os.path.isdir(arg) else {"dataset": arg}
     c.data.ops = ("decode", "random_resized_crop(224)", "flip", "rand_augment(2, 10)", "normalize", "mix(mixup=0.2)")
     c.data.batch_size = 1024
     c.data.workers = 8

@@ -24,13 +24,14 @@ class Case:
 
     Attributes:
       ours: our model's name; fields: the config fields that make it small.
-      theirs: "timm:NAME"; kwargs: what makes that one equally small.
+      theirs: "timm:NAME" or "transformers:CLASS"; kwargs: what makes that one equally small.
       size: height and width of the images.
       gain: of the filled kernels; tuned so that no signal dies or saturates.
       init: fields and keywords, the same for both, that make a model small enough to compare its initialisation.
-      maps: names of the reference's modules whose outputs are the pyramid's maps, where it has no
-        `forward_intermediates`.
-      drop: the keyword of the reference's drop-path rate.
+      maps: names of the reference's modules whose outputs are the pyramid's maps, where neither
+        `forward_intermediates` nor `hidden_states` gives them: tensors [N, H, W, C], or tokens of a square map.
+      maker: "module:class" that takes kwargs, where the function behind `theirs` takes none that make it small.
+      drop_path: the rates of the authors' code at a rate of 0.3, where the reference departs from them.
     """
 
     ours: str
@@ -41,6 +42,13 @@ class Case:
     gain: float = 1.0
     init: dict = dataclasses.field(default_factory=dict)
     maps: tuple = ()
+    maker: str = ""
+    drop_path: tuple = ()
+
+    @property
+    def dialect(self):
+        """Our name for the reference's names of parameters."""
+        return {"timm": "timm", "transformers": "hf"}[self.theirs.split(":")[0]]
 
 
 def fill(name, shape, gain=1.0):

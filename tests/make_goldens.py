@@ -4,6 +4,7 @@ Needs the [parity] extra. VISION_JAX_PARITY_PREIMPORT names a module to import f
 """
 
 import importlib
+import math
 import os
 import sys
 
@@ -22,8 +23,27 @@ DISTINCT, AGREES = 1e-2, 1e-5  # two images differ by more; float32 and float64 
 
 def build(case, **kwargs):
     """The reference's module."""
-    package, name = case.theirs.split(":")
-    return importlib.import_module(package).create_model(name, **{**case.kwargs, **kwargs})
+    kwargs = {**case.kwargs, **kwargs}
+    if case.maker:
+        module, name = case.maker.split(":")
+        return getattr(importlib.import_module(module), name)(**kwargs)
+    return create(case.theirs, **kwargs)
+
+
+def create(theirs, **kwargs):
+    """ "timm:NAME" or "transformers:CLASS", made small by timm's arguments or by the fields of the config."""
+    package, name = theirs.split(":")
+    if package == "timm":
+        return importlib.import_module(package).create_model(name, **kwargs)
+    model = getattr(importlib.import_module(package), name)
+    return model(model.config_class(**{"num_labels": 1000, **kwargs}))
+
+
+def logits_of(model, images):
+    """What the reference's head gives; transformers wraps it."""
+    out = model(images)
+    out = getattr(out, "logits", out)
+    return torch.cat(out, dim=1) if isinstance(out, tuple) else out  # two heads, one loss
 
 
 def fill(model, case):
@@ -46,7 +66,7 @@ def set_statistics(model, images):
     for module in batch_norms(model):
         module.momentum = 1.0
     with torch.no_grad():
-        model.train()(images)
+        logits_of(model.train(), images)
         for module, momentum in zip(batch_norms(model), momenta, strict=True):
             module.momentum = momentum
             for statistic in (module.running_mean, module.running_var):
@@ -54,19 +74,44 @@ def set_statistics(model, images):
             module.num_batches_tracked.zero_()
 
 
+def cast(model, dtype):
+    """The model in another dtype. Derived buffers that a reference computes in float32 are then computed in float64."""
+    model = model.to(dtype)
+    if dtype == torch.float64:
+        narrow, torch.float32 = torch.float32, torch.float64
+        try:
+            for module in model.modules():
+                getattr(module, "_init_buffers", lambda: None)()
+        finally:
+            torch.float32 = narrow
+    return model
+
+
 def forward(model, case, images):
     """(logits, maps as [N, H, W, C]) in evaluation mode."""
     kept = []
     with torch.no_grad():
         if not case.maps:
-            maps = model.eval().forward_intermediates(images, intermediates_only=True)
-            return model(images), [m.permute(0, 2, 3, 1) for m in maps]
+            if hasattr(model.eval(), "forward_intermediates"):
+                maps = model.forward_intermediates(images, intermediates_only=True)
+            else:
+                maps = model(images, output_hidden_states=True).hidden_states
+            return logits_of(model, images), [m.permute(0, 2, 3, 1) for m in maps]
         modules = dict(model.named_modules())
-        hooks = [modules[name].register_forward_hook(lambda _, __, out: kept.append(out)) for name in case.maps]
-        logits = model.eval()(images)
+        hooks = [modules[name].register_forward_hook(lambda _, __, out: kept.append(as_map(out))) for name in case.maps]
+        logits = logits_of(model.eval(), images)
         for hook in hooks:
             hook.remove()
         return logits, kept
+
+
+def as_map(out):
+    """A hooked module's output, the first where there are several; tokens as a square map, without leading ones."""
+    out = out[0] if isinstance(out, tuple) else out
+    if out.ndim == 4:
+        return out
+    side = math.isqrt(out.shape[1])
+    return out[:, out.shape[1] - side * side :].reshape(len(out), side, side, -1)
 
 
 def check_sight(case, tensors, narrow):
@@ -84,7 +129,7 @@ def make(key, case):
     model = fill(build(case), case)
     images = torch.from_numpy(golden.images(case.size)).permute(0, 3, 1, 2)
     set_statistics(model.double(), images.double())
-    narrow, wide = (forward(model.to(dtype), case, images.to(dtype)) for dtype in (torch.float32, torch.float64))
+    narrow, wide = (forward(cast(model, dtype), case, images.to(dtype)) for dtype in (torch.float32, torch.float64))
     tensors, narrow = ({"logits": out[0], **{f"map{i}": m for i, m in enumerate(out[1])}} for out in (wide, narrow))
     tensors, narrow = ({k: v.numpy() for k, v in side.items()} for side in (tensors, narrow))
     check_sight(case, tensors, narrow)
@@ -96,8 +141,7 @@ def make(key, case):
             module.p = module.drop_prob = 0.0
     if hasattr(model, "set_distilled_training"):
         model.set_distilled_training()
-    logits = model.train()(images.double())
-    logits = torch.cat(logits, dim=1) if isinstance(logits, tuple) else logits  # two heads, one loss
+    logits = logits_of(model.train(), images.double())
     (logits * torch.from_numpy(golden.loss_weights(tuple(logits.shape)))).sum().backward()
     arrays["train_logits"] = golden.sample(logits.detach().numpy())
     gradients = {name: golden.measure(name, leaf.grad.numpy()) for name, leaf in model.named_parameters()}
@@ -112,7 +156,7 @@ def make(key, case):
         "map_shapes": [list(value.shape) for name, value in tensors.items() if name != "logits"],
         "gradients": list(gradients),
         "shapes": {name: list(leaf.shape) for name, leaf in state.items() if leaf.is_floating_point()},
-        "drop_path": drop_path_rates(build(case, drop_path_rate=0.3)),
+        "drop_path": case.drop_path or drop_path_rates(build(case, drop_path_rate=0.3)),
         "modules": modules_said(model),
         "init": init_statistics(case),
     }
@@ -122,7 +166,7 @@ def make(key, case):
 
 def drop_path_rates(model):
     """The rate of every stochastic depth of the reference, in the order of its modules."""
-    return [float(m.drop_prob or 0) for m in model.modules() if type(m).__name__ == "DropPath"]
+    return [float(m.drop_prob or 0) for m in model.modules() if type(m).__name__.endswith("DropPath")]
 
 
 def modules_said(model):
@@ -142,11 +186,15 @@ def modules_said(model):
 
 def init_statistics(case):
     """Name -> (mean, standard deviation) of every leaf of the full-size reference as it initialises itself."""
-    package, name = case.theirs.split(":")
     torch.manual_seed(0)
-    model = importlib.import_module(package).create_model(name, **case.init)
-    leaves = {name: leaf.double() for name, leaf in model.named_parameters()}
-    return {name: [leaf.mean().item(), leaf.std(correction=0).item()] for name, leaf in leaves.items()}
+    drawn = {name: usual(leaf) for name, leaf in create(case.theirs, **case.init).named_parameters()}
+    return {name: [leaf.mean().item(), leaf.std(correction=0).item()] for name, leaf in drawn.items()}
+
+
+def usual(leaf):
+    """The values within twenty deviations: where a uniform draw is exactly 0, a truncated normal gives its bound."""
+    leaf = leaf.detach().double()
+    return leaf[(leaf - leaf.mean()).abs() <= 20 * leaf.std(correction=0)]
 
 
 if __name__ == "__main__":

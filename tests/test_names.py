@@ -21,6 +21,7 @@ def test_dotted():
     ("path", "expected"),
     [
         (("blocks", "stacked", "norm1", "scale"), ("blocks.0.norm1.scale", "blocks.1.norm1.scale")),
+        (("restacked", "stacked", "scale"), ("restacked.0.scale", "restacked.1.scale")),
         (("stacked", "scale"), ("0.scale", "1.scale")),
         (("blocks", "stacked"), ("blocks.0", "blocks.1")),
         (("blocks", "restacked", "scale"), ("blocks.restacked.scale",)),

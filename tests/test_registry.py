@@ -22,8 +22,13 @@ def test_list_models():
 def test_model_info():
     info = model_info("vit_base_patch16_224")
     assert info.name == "vit_base_patch16_224"
-    assert (info.mean, info.std, info.crop_pct) == ((0.5,) * 3, (0.5,) * 3, 0.9)
-    assert (model_info("resnet50").mean, model_info("resnet50").std) == (registry.IMAGENET_MEAN, registry.IMAGENET_STD)
+    weights = info.tags[info.default_tag]
+    assert (weights.mean, weights.std, weights.crop_pct) == ((0.5,) * 3, (0.5,) * 3, 0.9)
+    assert weights.hub == f"timm/vit_base_patch16_224.{info.default_tag}"
+    weights = model_info("resnet50.a1_in1k").tags["a1_in1k"]
+    assert (weights.mean, weights.std) == (registry.IMAGENET_MEAN, registry.IMAGENET_STD)
+    with pytest.raises(InputError, match="unknown tag of resnet50: 'a9_in1k': did you mean"):
+        model_info("resnet50.a9_in1k")
     with pytest.raises(InputError, match="unknown model 'resnet5': did you mean 'resnet50'"):
         model_info("resnet5")
 
@@ -31,7 +36,7 @@ def test_model_info():
 def test_a_name_is_registered_once():
     info = model_info("resnet50")
     with pytest.raises(ValueError, match="'resnet50' is registered twice"):
-        registry.register("resnet50", info.model, info.config, params=1, gmacs=1.0)
+        registry.register("resnet50", info.model, info.config, params=1, gmacs=1.0, paper="", licence="")
 
 
 def test_create_model_errors():

@@ -1,4 +1,4 @@
-"""The one kind of error that is the caller's to mend, and how it says so."""
+"""The errors that are the caller's to mend, and how they say so."""
 
 import difflib
 
@@ -8,6 +8,10 @@ class InputError(ValueError):
 
     The command line prints it without a traceback and exits with status 2.
     """
+
+
+class DivergedError(ArithmeticError):
+    """The loss or the parameters of a run are no longer finite numbers."""
 
 
 def unknown(what, given, allowed):

@@ -11,18 +11,24 @@ import argparse
 import pathlib
 import sys
 
-from vision_jax.errors import InputError, unknown
+from vision_jax.errors import DivergedError, InputError, unknown
 
 MODES = ("train", "eval", "predict")
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise InputError(f"{message}; --help shows all arguments")
+
+
 def _parser():
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="vision-jax", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
         "--config",
-        help="a recipe, as configs/digits_vit.py or configs/folder.py:DIRECTORY; when evaluating or predicting, the workdir's own by default",
+        help="a recipe, as configs/digits_vit.py or configs/folder.py:DIRECTORY; "
+        "when evaluating or predicting, the workdir's own by default",
     )
     parser.add_argument("--workdir", help="the run's directory: checkpoints, config, metrics, pictures")
     parser.add_argument("--mode", default="train", help="train (the default; resumes), eval, predict")
@@ -42,65 +48,79 @@ def _split_overrides(argv):
             continue
         field, equals, value = word.removeprefix("--config.").partition("=")
         if not equals:
-            if not words:
+            if not words or words[0].startswith("--"):
                 raise InputError(f"{word} needs a value: {word}=...")
             value = words.pop(0)
         overrides.append((field, value))
     return overrides, rest
 
 
-def run(argv):
-    """Does what the arguments say; raises what goes wrong."""
+def _arguments(argv):
+    """(parsed arguments, overrides), checked as far as they can be without opening anything."""
     overrides, rest = _split_overrides(argv)
     parser = _parser()
     args, extra = parser.parse_known_args(rest)
     if extra:
-        known = [action.option_strings[-1] for action in parser._actions if action.option_strings]
-        raise unknown("argument", extra[0], known)
+        known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+        raise unknown("argument", extra[0].partition("=")[0], [*known, "--config.FIELD=VALUE"])
     if args.mode not in MODES:
         raise unknown("--mode", args.mode, MODES)
     if not args.workdir:
         raise InputError("--workdir is needed: the directory of the run, as --workdir runs/digits")
-    if args.images and args.mode != "predict":
+    if args.mode == "train" and not args.config:
+        raise InputError("--config is needed: a recipe, as --config configs/digits_vit.py")
+    if args.mode == "train" and args.step is not None:
+        raise InputError("--step is for --mode=eval and --mode=predict; training goes on from the newest checkpoint")
+    if args.mode == "predict" and not args.images:
+        raise InputError("--images is needed: files to classify, as --images photos/*.png")
+    if args.mode != "predict" and args.images:
         raise InputError("--images is for --mode=predict")
+    return args, overrides
+
+
+def run(argv):
+    """Does what the arguments say; raises what goes wrong."""
+    args, overrides = _arguments(argv)
     from vision_jax.train import config as configs
     from vision_jax.train.logs import configure_logging
 
     configure_logging()
-
-    if args.mode == "train":
-        from vision_jax.train.loop import train
-
-        if not args.config:
-            raise InputError("--config is needed: a recipe, as --config configs/digits_vit.py")
-        train(configs.load_config(args.config, overrides), args.workdir)
-        return
     if args.config:
         config = configs.load_config(args.config, overrides)
     else:
         config = configs.read_config(pathlib.Path(args.workdir) / "config.json", overrides)
-    if args.mode == "eval":
+    if args.mode == "train":
+        from vision_jax.train.loop import train
+
+        train(config, args.workdir)
+    elif args.mode == "eval":
         from vision_jax.train.use import evaluate_checkpoint
 
         evaluate_checkpoint(config, args.workdir, args.step)
     else:
         from vision_jax.train.use import predict_files
 
-        if not args.images:
-            raise InputError("--images is needed: files to classify, as --images photos/*.png")
         predict_files(config, args.workdir, args.images, args.step)
 
 
 def main(argv=None):
-    """The console script: 0, or 2 after one clear message."""
+    """The console script.
+
+    Returns:
+      0; 2 after one clear message where the input is at fault; 1 where the loss diverged; 130 where Ctrl-C ended it.
+      Whatever else goes wrong is a bug, and keeps its traceback.
+    """
     argv = sys.argv[1:] if argv is None else argv
     try:
         run(argv)
-    except (ValueError, OSError, ArithmeticError) as error:
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (InputError, OSError, DivergedError) as error:
         if "--debug" in argv:
             raise
         print(f"error: {error} (--debug shows where)", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, DivergedError) else 2
     return 0
 
 

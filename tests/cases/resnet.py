@@ -1,20 +1,23 @@
-"""ResNet against timm: both kinds of block, maps of odd sizes."""
+"""ResNet against timm: both kinds of block, every stem and shortcut, groups, maps of odd sizes."""
 
 from golden import Case
 
+_BASIC = dict(depths=(2, 1, 1, 1), embed_dims=(8, 16, 24, 32), num_classes=7)
+_BOTTLENECK = dict(depths=(1, 2, 1, 1), embed_dims=(8, 12, 16, 24), num_classes=7)
+
+
+def _case(name, fields, size, theirs=None):
+    """The same small configuration on both sides; `theirs`: more of it, in the reference's words."""
+    kwargs = dict(layers=fields["depths"], channels=fields["embed_dims"], num_classes=fields["num_classes"])
+    return Case(name, dict(fields, img_size=size), f"timm:{name}", kwargs | (theirs or {}), size=size)
+
+
 CASES = {
-    "resnet_basic": Case(
-        "resnet18",
-        dict(img_size=(50, 70), depths=(2, 1, 1, 1), embed_dims=(8, 16, 24, 32), num_classes=7),
-        "timm:resnet18",
-        dict(layers=(2, 1, 1, 1), channels=(8, 16, 24, 32), num_classes=7),
-        size=(50, 70),
-    ),
-    "resnet_bottleneck": Case(
-        "resnet50",
-        dict(img_size=(66, 90), depths=(1, 2, 1, 1), embed_dims=(8, 12, 16, 24), num_classes=7),
-        "timm:resnet50",
-        dict(layers=(1, 2, 1, 1), channels=(8, 12, 16, 24), num_classes=7),
-        size=(66, 90),
+    "resnet_basic": _case("resnet18", _BASIC, (50, 70)),
+    "resnet_bottleneck": _case("resnet50", _BOTTLENECK, (66, 90)),
+    "resnet_tiered": _case("resnet10t", dict(_BASIC, deep_stem=(12, 16), stem_dim=32), (50, 70), dict(stem_width=16)),
+    "resnet_deep": _case("resnet50d", dict(_BOTTLENECK, deep_stem=(8, 8), stem_dim=16), (66, 90), dict(stem_width=8)),
+    "resnext": _case(
+        "resnext50_32x4d", dict(_BOTTLENECK, embed_dims=(16, 32, 32, 48), cardinality=4), (66, 90), dict(cardinality=4)
     ),
 }

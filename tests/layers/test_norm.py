@@ -72,6 +72,7 @@ def test_bfloat16_compute_keeps_float32_statistics(train):
     np.testing.assert_array_equal(LayerNorm(32, epsilon=1e-6, dtype=jnp.bfloat16)(x), wide.astype(jnp.bfloat16))
 
 
+@pytest.mark.filterwarnings("error")  # JAX casts what is stored, but says that it will not for long
 def test_float64_compute_keeps_the_statistics_dtype():
     with jax.enable_x64(True):
         layer = BatchNorm(3, dtype=jnp.float64)

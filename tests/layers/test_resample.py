@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vision_jax.layers.resample import resample_positions
+from vision_jax.layers.resample import resample_positions, resample_relative_bias
 
 
 def keys_cubic(x, a=-0.5):
@@ -37,3 +37,38 @@ def test_positions_equal_the_definition(side, grid, prefix):
 def test_no_square_is_left_alone(shape):
     table = np.zeros(shape, np.float32)
     assert resample_positions(table, (7, 7), 1) is table
+
+
+@pytest.mark.parametrize("window", [(7, 7), (3, 9), (2, 1), (5, 4)])
+def test_relative_bias_is_linear_between_geometric_positions(window):
+    table = np.random.default_rng(0).normal(size=(81, 2)).astype(np.float32)  # of a window of 5
+    given = resample_relative_bias(table, window).reshape(2 * window[0] - 1, 2 * window[1] - 1, 2)
+
+    def sides(n):
+        """(lower index, share of the upper one) in the old table of each new offset."""
+        low, high = 1.01, 1.5
+        for _ in range(40):
+            middle = (low + high) / 2
+            if sum(middle**i for i in range(4)) > n - 1:
+                high = middle
+            else:
+                low = middle
+        steps = [sum(low**j for j in range(i)) for i in range(5)]
+        old = [-step for step in steps[:0:-1]] + steps
+        for offset in range(1 - n, n):
+            offset = min(max(offset, old[0]), old[-1])
+            lower = max(i for i in range(8) if old[i] <= offset)
+            yield lower, (offset - old[lower]) / (old[lower + 1] - old[lower])
+
+    square = table.reshape(9, 9, 2)
+    for i, (y, down) in enumerate(sides(window[0])):
+        for j, (x, right) in enumerate(sides(window[1])):
+            top = square[y, x] * (1 - right) + square[y, x + 1] * right
+            bottom = square[y + 1, x] * (1 - right) + square[y + 1, x + 1] * right
+            np.testing.assert_allclose(given[i, j], top * (1 - down) + bottom * down, rtol=0, atol=1e-4)
+    assert given.dtype == table.dtype
+
+
+def test_a_table_of_no_square_window_is_left_alone():
+    table = np.zeros((15, 2), np.float32)
+    assert resample_relative_bias(table, (4, 4)) is table

@@ -29,7 +29,8 @@ class Noisy(nnx.Module):
     def __call__(self, x, train=None):
         y = self.norm(jnp.tanh(self.fc(x)), train)
         y = y * tap(self, "dropout", dropout(jnp.ones(x.shape), self.drop, train))
-        return x + y * tap(self, "path", drop_path(jnp.ones(x.shape), train))
+        x = x + y * tap(self, "path", drop_path(jnp.ones(x.shape), train))
+        return x + 0.1 * tap(self, "last", dropout(jnp.ones(x.shape), self.drop, train))
 
 
 class Net(nnx.Module):
@@ -100,7 +101,7 @@ def test_a_rate_of_zero_consumes_its_key(plain, scan):
     without_dropout = _train(scan=scan, drop=0.0)[2]["captured"]
     without_paths = _train(scan=scan, rates=(0.0,) * 4)[2]["captured"]
     for i in range(len(RATES)):
-        for name, other in (("path", without_dropout), ("dropout", without_paths)):
+        for name, other in (("path", without_dropout), ("dropout", without_paths), ("last", without_paths)):
             name = f"stages.0.{i}.{name}"
             np.testing.assert_array_equal(other[name], plain[2]["captured"][name])
         assert (without_dropout[f"stages.0.{i}.dropout"] == 1).all()

@@ -1,6 +1,7 @@
 """Every golden against our model: values, gradients, statistics, initialisation, what layers were built with."""
 
 import functools
+import itertools
 import re
 
 import jax
@@ -13,6 +14,7 @@ import golden
 import vision_jax as vj
 from golden_cases import CASES
 from vision_jax.layers.conv import Conv
+from vision_jax.layers.linear import PointwiseConv
 from vision_jax.layers.stack import Stack
 from vision_jax.weights.convert import dialect, entries
 
@@ -28,18 +30,15 @@ def filled(case, record, arrays, **fields):
     return vj.load_weights(vj.create_model(case.ours, abstract=True, **case.fields, **fields), source)
 
 
-def in_reference_layout(static, params):
+def in_reference_layout(case, static, params):
     """A tree like the parameters -> {the reference's name: array in its layout}."""
     out = {}
-    for entry in entries(vj.merge(static, static.shapes), dialect_of(static)):
+    model = vj.merge(static, static.shapes)
+    for entry in entries(model, dialect(model, case.dialect)):
         if entry.path in params:
             array = params[entry.path] if entry.index is None else params[entry.path][entry.index]
             out |= dict(zip(entry.names, entry.to_reference(array), strict=True))
     return out
-
-
-def dialect_of(static):
-    return dialect(vj.merge(static, static.shapes), "timm")
 
 
 def flat(tree, prefix=()):
@@ -102,18 +101,18 @@ def test_values(key):
 
 @pytest.mark.parametrize("key", CASES)
 def test_training(key):
-    arrays, record = golden.load(key)
+    case, (arrays, record) = CASES[key], golden.load(key)
     static = prepared(key)[0]
     logits, gradients, state = trained(key)
     assert golden.error(golden.sample(logits), arrays["train_logits"]) < FLOAT64
-    gradients = in_reference_layout(static, flat(gradients))
+    gradients = in_reference_layout(case, static, flat(gradients))
     assert sorted(gradients) == sorted(record["gradients"])
     scale = np.sqrt(np.mean(arrays["gradients"][:, 0] ** 2))
     for name, theirs in zip(record["gradients"], arrays["gradients"], strict=True):
         np.testing.assert_allclose(
             golden.measure(name, gradients[name]), theirs, rtol=1e-8, atol=1e-10 * scale, err_msg=name
         )
-    statistics = in_reference_layout(static, flat(state["batch_stats"]))
+    statistics = in_reference_layout(case, static, flat(state["batch_stats"]))
     after = {name.removeprefix("after/"): value for name, value in arrays.items() if name.startswith("after/")}
     assert sorted(statistics) == sorted(after)
     for name, theirs in after.items():
@@ -170,11 +169,14 @@ def test_layers_are_built_as_the_reference_says(key):
     case, (_, record) = CASES[key], golden.load(key)
     model = vj.create_model(case.ours, abstract=True, **case.fields)
     said = {}
-    for entry in entries(model, dialect(model, "timm")):
+    for entry in entries(model, dialect(model, case.dialect)):
         name, module = entry.names[0].rpartition(".")[0], entry.owner
         if isinstance(module, Conv):
             said[name] = {"stride": list(module.stride), "dilation": list(module.dilation), "groups": module.groups}
-            said[name]["padding"] = [low for low, _ in module.padding]
+            same = module.padding == "SAME"  # timm pads itself, but where the padding is symmetric at any size
+            said[name]["padding"] = [0, 0] if same else [low for low, _ in module.padding]
+        elif isinstance(module, PointwiseConv):
+            said[name] = {"stride": [1, 1], "dilation": [1, 1], "groups": 1, "padding": [0, 0]}
         elif hasattr(module, "epsilon"):
             said[name] = {key: getattr(module, key) for key in ("epsilon", "momentum") if hasattr(module, key)}
     assert said.keys() == {
@@ -187,12 +189,23 @@ def test_layers_are_built_as_the_reference_says(key):
 
 @pytest.mark.parametrize("key", CASES)
 def test_drop_path_schedule(key):
+    """Rates of the blocks in the reference's order; neighbours of one rate count once, as a block's branches do."""
     case, (_, record) = CASES[key], golden.load(key)
-    model = vj.create_model(case.ours, abstract=True, **case.fields, drop_path_rate=0.3)
-    rates = [rate for _, stack in nnx.iter_modules(model) if isinstance(stack, Stack) for rate in stack.rates]
-    theirs = record["drop_path"]
-    branches = len(theirs) // max(len([r for r in rates if r]), 1)
-    np.testing.assert_allclose(np.repeat([r for r in rates if r], branches), [r for r in theirs if r], rtol=1e-6)
+    model = vj.create_model(case.ours, abstract=True, **{**case.fields, "drop_path_rate": 0.3})
+    order = {name: i for i, name in enumerate(record["shapes"])}
+    places = {
+        entry.name: min(order[name] for name in entry.names) for entry in entries(model, dialect(model, case.dialect))
+    }
+    rates = []
+    for path, stack in nnx.iter_modules(model):
+        for i, rate in enumerate(stack.rates if isinstance(stack, Stack) else ()):
+            block = ".".join(map(str, (*path, i, "")))
+            rates.append((min(place for name, place in places.items() if name.startswith(block)), rate))
+    ours, theirs = (
+        [r for r, _ in itertools.groupby(filter(None, side))]
+        for side in (dict(sorted(rates)).values(), record["drop_path"])
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
 @pytest.mark.parametrize("key", CASES)
@@ -200,7 +213,7 @@ def test_initialisation(key):
     """Mean and standard deviation of every leaf of the full-size model, within five errors of two samples."""
     case, (_, record) = CASES[key], golden.load(key)
     model = vj.create_model(case.ours, **case.init)
-    ours = vj.state_dict(model, "timm")
+    ours = vj.state_dict(model, case.dialect)
     for name, (mean, std) in record["init"].items():
         leaf, slack = ours[name].astype(np.float64), 7 / np.sqrt(ours[name].size)
         assert abs(leaf.mean() - mean) <= slack * std + 1e-12, f"{name}: mean {leaf.mean()}, the reference's {mean}"

@@ -198,7 +198,7 @@ def test_vit_dropouts_draw_where_they_should(field, masks):
 
 
 def _literal_vit(p, x, heads):
-    """The forward pass from the paper (equations 1 to 4) in numpy."""
+    """The forward pass from the paper (equations 1 to 4) in numpy: the last block's map, and the logits."""
 
     def norm(x, p):
         x = x - x.mean(-1, keepdims=True)
@@ -223,7 +223,7 @@ def _literal_vit(p, x, heads):
         y = norm(x, b["norm2"]) @ b["mlp"]["fc1"]["kernel"] + b["mlp"]["fc1"]["bias"]
         y = y * 0.5 * (1 + erf(y / math.sqrt(2)))
         x = x + (y @ b["mlp"]["fc2"]["kernel"] + b["mlp"]["fc2"]["bias"]) * b["ls2"]["gamma"]
-    return norm(x, p["norm"])[:, 0] @ p["head"]["kernel"] + p["head"]["bias"]
+    return x[:, 1:].reshape(B, 2, 2, C), norm(x, p["norm"])[:, 0] @ p["head"]["kernel"] + p["head"]["bias"]
 
 
 @pytest.mark.heavy
@@ -233,13 +233,16 @@ def test_vit_is_the_papers(scan):
         model = tiny.refilled(tiny.vit(dtype=jnp.float64, layer_scale_init=1.0))
         x = tiny.normal(2, 8, 8, 3, dtype=np.float64)
         variables = split(model)[1]
-        expected = _literal_vit(jax.tree.map(np.asarray, variables["params"]), np.asarray(x), heads=2)
+        last, logits = _literal_vit(jax.tree.map(np.asarray, variables["params"]), np.asarray(x), heads=2)
         static, _ = split(tiny.vit(abstract=True, dtype=jnp.float64, layer_scale_init=1.0, scan_blocks=scan))
         if scan:
             blocks = [variables["params"]["blocks"][str(i)] for i in range(3)]
             variables["params"]["blocks"] = {"stacked": jax.tree.map(lambda *a: jnp.stack(a), *blocks)}
         got = jax.jit(lambda v, x: apply(static, v, x)[0])(variables, x)
-        np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-10)
+        np.testing.assert_allclose(got, logits, rtol=1e-10, atol=1e-10)
+        options = {"method": "forward_features", "pyramid": True, "out_indices": (-1,)}
+        (got,) = jax.jit(lambda v, x: apply(static, v, x, **options)[0])(variables, x)
+        np.testing.assert_allclose(got, last, rtol=1e-10, atol=1e-10)
 
 
 # --- ResNet

@@ -164,7 +164,7 @@ class Teacher(nnx.Module):
 @pytest.fixture
 def teacher(monkeypatch):
     config = registry.model_info("resnet18").config
-    info = registry.ModelInfo("teacher", Teacher, config, params=K, gmacs=0.0)
+    info = registry.ModelInfo("teacher", Teacher, config, K, 0.0, "", "", "", {"": registry.Pretrained()})
     monkeypatch.setitem(registry._all(), "teacher", info)
     return {"teacher": "teacher", "teacher_weights": "teacher.safetensors"}
 

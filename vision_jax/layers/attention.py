@@ -20,6 +20,7 @@ class QKV(nnx.Module):
       dim: channels in.
       num_heads, head_dim: shape of the result.
       bias: whether a bias is added.
+      init: initialiser of the kernel.
       dtype: dtype of the computation.
     """
 
@@ -30,12 +31,19 @@ class QKV(nnx.Module):
         self.kernel = param((dim, self.parts, num_heads, head_dim), init, (dim, self.parts * num_heads * head_dim))
         self.bias = param((self.parts, num_heads, head_dim), zeros) if bias else None
 
-    def __call__(self, x):
-        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        out = [jnp.einsum("...c,chd->...hd", x, kernel[:, i]) for i in range(self.parts)]
-        if self.bias is None:
-            return out
-        return [y + b for y, b in zip(out, self.bias[...].astype(self.dtype), strict=True)]
+    def __call__(self, *inputs):
+        """One input for all, or one each for queries, keys and values, whose tokens may differ in number."""
+        inputs = inputs if len(inputs) > 1 else inputs * self.parts
+        return [self.project(x, i) for i, x in enumerate(inputs)]
+
+    def project(self, x, i):
+        """One of them alone: 0 for queries, 1 for keys, 2 for values."""
+        y = jnp.einsum("...c,chd->...hd", x.astype(self.dtype), self.kernel[:, i].astype(self.dtype))
+        return y if self.bias is None else y + self.bias[i].astype(self.dtype)
+
+
+class HeadsFirstQKV(QKV):
+    """The same; weight files of the reference hold each head's query, key and value together."""
 
 
 class KV(QKV):

@@ -11,26 +11,31 @@ from vision_jax.mesh import constrain_batch
 class Block(nnx.Module):
     """Two residual branches, x + drop_path(scale(mixer(norm(x)))): tokens or pixels mix in the first, then channels.
 
-    The general architecture of MetaFormer (Yu et al., 2022, arXiv:2111.11418, equations 2 and 3), pre-normalised.
+    The general architecture of MetaFormer (Yu et al., 2022, arXiv:2111.11418, equations 2 and 3), normalised first;
+    or x + drop_path(scale(norm(mixer(x)))) with `norm_last` (Swin V2: Liu et al., 2022, arXiv:2111.09883, figure 1).
 
     Args:
       dim: channels.
       attn: the token mixer, called as mixer(x, train, *context).
       mlp: the channel mixer, called as mlp(x, train).
       norm: `(dim) -> module`.
+      norm_last: normalise what the mixers give, not what they get.
       layer_scale: initial value of the branches' scales, or None for no scales.
       dtype: dtype of the computation.
     """
 
-    def __init__(self, dim, *, attn, mlp, norm, layer_scale=None, dtype):
+    def __init__(self, dim, *, attn, mlp, norm, norm_last=False, layer_scale=None, dtype):
+        self.norm_last = norm_last
         self.norm1, self.attn = norm(dim), attn
         self.norm2, self.mlp = norm(dim), mlp
         scaled = layer_scale is not None
         self.ls1, self.ls2 = (LayerScale(dim, layer_scale, dtype=dtype) if scaled else None for _ in range(2))
 
     def __call__(self, x, train=None, *context):
-        y = tap(self, "attn", self.attn(self.norm1(x), train, *context))
+        y = self.norm1(self.attn(x, train, *context)) if self.norm_last else self.attn(self.norm1(x), train, *context)
+        y = tap(self, "attn", y)
         x = x + drop_path(self.ls1(y) if self.ls1 else y, train)
-        y = tap(self, "mlp", self.mlp(self.norm2(x), train))
+        y = self.norm2(self.mlp(x, train)) if self.norm_last else self.mlp(self.norm2(x), train)
+        y = tap(self, "mlp", y)
         x = x + drop_path(self.ls2(y) if self.ls2 else y, train)
         return tap(self, "output", constrain_batch(x))

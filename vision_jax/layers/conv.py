@@ -13,7 +13,8 @@ class Conv(nnx.Module):
     Args:
       din, dout: channels in and out; `groups` divides both.
       kernel_size, stride, dilation: an int or one for each axis.
-      padding: an int or one for each axis, on both sides; None keeps the size of an odd kernel at stride 1.
+      padding: an int or one for each axis, on both sides; None keeps the size of an odd kernel at stride 1; "same" is
+        TensorFlow's: the map comes out ceil(size / stride) large, and an odd element of padding lies at the far end.
       groups: number of groups of channels that do not mix; `groups=din` is depthwise.
       bias: whether a bias is added.
       init, bias_init: initialisers.
@@ -38,7 +39,8 @@ class Conv(nnx.Module):
         kernel_size, self.stride, self.dilation = pair(kernel_size), pair(stride), pair(dilation)
         if padding is None:
             padding = tuple(d * (k - 1) // 2 for k, d in zip(kernel_size, self.dilation, strict=True))
-        self.padding, self.groups, self.dtype = tuple((p, p) for p in pair(padding)), groups, dtype
+        self.padding = "SAME" if padding == "same" else tuple((p, p) for p in pair(padding))
+        self.groups, self.dtype = groups, dtype
         taps = kernel_size[0] * kernel_size[1]
         fans = (taps * din // groups, taps * dout // groups)
         self.kernel = param((*kernel_size, din // groups, dout), init, fans)

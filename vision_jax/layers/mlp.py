@@ -23,3 +23,8 @@ class Mlp(nnx.Module):
     def __call__(self, x, train=None):
         x = dropout(self.act(self.fc1(x)), self.drop, train)
         return dropout(self.fc2(x), self.drop, train)
+
+
+def quick_gelu(x):
+    """x sigmoid(1.702 x), the coarser approximation of GELU (Hendrycks & Gimpel, 2016, arXiv:1606.08415, section 2)."""
+    return x * jax.nn.sigmoid(1.702 * x)

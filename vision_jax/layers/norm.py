@@ -10,9 +10,9 @@ from vision_jax.parameters import batch_stat, ones, param, zeros
 class LayerNorm(nnx.Module):
     """Normalises the channels of every token, [..., C] -> [..., C] (Ba et al., 2016, arXiv:1607.06450)."""
 
-    def __init__(self, dim, *, epsilon, bias=True, dtype=jnp.float32):
+    def __init__(self, dim, *, epsilon, bias=True, scale_init=ones, dtype=jnp.float32):
         self.epsilon, self.dtype = epsilon, dtype
-        self.scale = param((dim,), ones)
+        self.scale = param((dim,), scale_init)
         self.bias = param((dim,), zeros) if bias else None
 
     def __call__(self, x):

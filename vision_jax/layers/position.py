@@ -21,3 +21,30 @@ def sincos_2d(height, width, dim, temperature=10_000.0):
     rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
     y, x = rows.reshape(-1, 1) * frequencies, columns.reshape(-1, 1) * frequencies
     return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1)
+
+
+@functools.cache
+def relative_index(height, width):
+    """The row of a table of relative positions for each query and key, int32 [N, N] (Swin: arXiv:2103.14030).
+
+    The table has (2 height - 1) (2 width - 1) rows, for the query's position minus the key's: rows from 1 - height to
+    height - 1, and columns likewise within each.
+    """
+    y, x = (axis.reshape(-1) for axis in np.mgrid[:height, :width].astype(np.int32))
+    return (y[:, None] - y + height - 1) * (2 * width - 1) + (x[:, None] - x + width - 1)
+
+
+@functools.cache
+def log_spaced_offsets(height, width, reference):
+    """Relative positions on a logarithmic scale, [2 height - 1, 2 width - 1, 2], in `relative_index`'s order.
+
+    sign(d) log2(1 + 8 |d|), d in units of the window that the network was trained with, divided by log2(8) (Swin V2:
+    arXiv:2111.09883, equation 4; its released code's constants).
+
+    Args:
+      height, width: the window, in tokens.
+      reference: (height, width) of the window that it was trained with.
+    """
+    axes = [np.arange(1 - n, n) / max(r - 1, 1) for n, r in zip((height, width), reference, strict=True)]
+    offsets = 8 * np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    return np.sign(offsets) * np.log2(1 + np.abs(offsets)) / np.log2(8)

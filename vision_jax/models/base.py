@@ -3,10 +3,12 @@
 import dataclasses
 from typing import NamedTuple
 
+import jax
 from flax import nnx
 
 from vision_jax.errors import InputError
-from vision_jax.registry import create_model, fill
+from vision_jax.layers.conv import pair
+from vision_jax.registry import check, create_model, fill
 
 
 class FeatureInfo(NamedTuple):
@@ -15,6 +17,20 @@ class FeatureInfo(NamedTuple):
     name: str
     channels: int
     reduction: int
+
+
+class TokenLogits(NamedTuple):
+    """What a model gives in training by token labelling (Jiang et al., 2021, arXiv:2104.10858).
+
+    Attributes:
+      logits: of the image, [B, num_classes].
+      tokens: of every patch, [B, h, w, num_classes], each with the image that the patch came from.
+      kept: share of each image that is its own, a scalar; the rest is of the image as far from the batch's other end.
+    """
+
+    logits: jax.Array
+    tokens: jax.Array
+    kept: jax.Array
 
 
 class Model(nnx.Module):
@@ -46,7 +62,7 @@ class Model(nnx.Module):
         flat = []
         for path, variable in nnx.to_flat_state(wanted):
             own = ours.get(path)
-            kept = own is not None and str(path[0]) not in self.classifier
+            kept = own is not None and not ".".join(map(str, path)).startswith(tuple(f"{c}." for c in self.classifier))
             flat.append((path, own if kept else variable))
         return fill(nnx.merge(graphdef, nnx.from_flat_state(flat)), seed)
 
@@ -62,3 +78,34 @@ class Model(nnx.Module):
             if not -n <= i < n:
                 raise InputError(f"out_indices={tuple(out_indices)}: {i} is out of range, the model has {n} maps")
         return tuple(i % n for i in out_indices)
+
+    def check_size(self, images):
+        """Raises `InputError` unless images [B, H, W, C] have the size that the model was built for."""
+        wanted = pair(self.config.img_size)
+        if tuple(images.shape[1:3]) != wanted:
+            raise InputError(
+                f"images of {images.shape[1]} x {images.shape[2]} pixels, the model is for {wanted[0]} x {wanted[1]}: "
+                f"create_model(..., img_size={tuple(images.shape[1:3])})"
+            )
+
+
+def patch_grid(img_size, patch_size):
+    """Rows and columns of patches in an image; sizes are ints or (height, width).
+
+    Raises:
+      InputError: patches do not tile the image; with the nearest size that they tile.
+    """
+    sides, patches = pair(img_size), pair(patch_size)
+    near = tuple(max(round(s / p), 1) * p for s, p in zip(sides, patches, strict=True))
+    check(sides == near, f"img_size={img_size} is not a multiple of patch_size={patch_size}; the nearest is {near}")
+    return tuple(s // p for s, p in zip(sides, patches, strict=True))
+
+
+def check_stages(config, *fields):
+    """Raises InputError unless these fields have one number a stage, and heads divide channels."""
+    for field in fields:
+        value = getattr(config, field)
+        check(len(value) == len(config.depths), f"depths={config.depths} and {field}={value} differ in length")
+    if "num_heads" in fields:
+        fits = all(dim % heads == 0 for dim, heads in zip(config.embed_dims, config.num_heads, strict=True))
+        check(fits, f"embed_dims={config.embed_dims} must be multiples of num_heads={config.num_heads}, stage by stage")

@@ -24,6 +24,7 @@ from vision_jax.names import is_stacked, names
 
 RULES = (
     (r"\bq?kv\.(kernel|bias)$", "tensor:-2"),  # [C, 3, heads, head_dim]: the heads
+    (r"\battn\.q\.(kernel|bias)$", "tensor:-1"),  # [C, heads * head_dim]
     (r"\battn\.proj\.kernel$", "tensor:-2"),
     (r"\bfc1\.kernel$", "tensor:-1"),
     (r"\bfc1\.bias$", "tensor:-1"),

@@ -8,24 +8,32 @@ from vision_jax.parallel.processes import to_global
 from vision_jax.parallel.sharding import batch_sharding
 
 
-def evaluate(run, eval_step, variables):
+def evaluate(run, eval_step, variables, stopped=()):
     """The task's sums over the whole evaluation split; examples that fill the last batch up do not count.
 
     Args:
       run: see `vision_jax.train.run`.
       eval_step: `run.eval_step()`, kept by the caller so that it is compiled once.
       variables: the model's, on the run's mesh.
+      stopped: no longer empty once evaluation is to be given up.
 
     Returns:
-      The sums, numpy arrays.
+      The sums, numpy arrays; None where it was given up.
     """
     config, total = run.config, None
     place = batch_sharding(run.mesh)
-    with jax.set_mesh(run.mesh), eval_batches(
-        run.eval_source, run.eval_ops[0], batch_size=config.eval.batch_size, workers=config.data.workers,
-        process_index=jax.process_index(), process_count=jax.process_count(),
-    ) as batches:  # fmt: skip
+    batches = eval_batches(
+        run.eval_source,
+        run.eval_ops[0],
+        batch_size=config.eval.batch_size,
+        workers=config.data.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    with jax.set_mesh(run.mesh), batches:
         for batch in batches:
+            if stopped:
+                return None
             sums = eval_step(variables, to_global(batch, place))
             total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
     return jax.tree.map(np.asarray, total)

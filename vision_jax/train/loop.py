@@ -2,14 +2,17 @@
 
 import contextlib
 import logging
+import os
 import pathlib
 import signal
+import threading
 import time
 
 import jax
 import numpy as np
 
 from vision_jax.data import train_batches
+from vision_jax.errors import DivergedError, InputError
 from vision_jax.names import names
 from vision_jax.parallel.processes import to_global
 from vision_jax.parallel.sharding import batch_sharding
@@ -26,10 +29,6 @@ from vision_jax.train.warm_start import frozen_variables, warm_start
 logger = logging.getLogger(__name__)
 
 
-class Diverged(ArithmeticError):
-    """The loss is no longer a finite number."""
-
-
 def train(config, workdir):
     """Trains what the config describes, resuming from the newest checkpoint in the workdir.
 
@@ -44,47 +43,72 @@ def train(config, workdir):
       The metrics of the last evaluation, or None if the run was told to stop (SIGTERM, SIGINT) and saved itself.
 
     Raises:
-      InputError: the config cannot be, or the workdir holds another run.
-      Diverged: the loss is not finite.
+      InputError: the config cannot be, or the workdir holds another run. Nothing has been written then.
+      DivergedError: the loss is not finite.
     """
-    run = build(config, training=True, evaluation=True)
     workdir = pathlib.Path(workdir)
-    with jax.set_mesh(run.mesh), contextlib.ExitStack() as stack:
-        best = config.checkpoint.keep_best or None
-        saver = stack.enter_context(
-            Checkpointer(workdir / "checkpoints", keep_last=config.checkpoint.keep_last, keep_best=best)
-        )
-        state = _first_state(run, saver, config)
-        start = int(state["step"])
+    with contextlib.ExitStack() as stack:
+        stopped = stack.enter_context(_signals())
+        run = build(config, training=True, evaluation=True)
+        stack.enter_context(jax.set_mesh(run.mesh))
+        frozen = frozen_variables(run)
+        begun = any(path.name.isdecimal() for path in (workdir / "checkpoints").glob("*"))
+        state = None if begun else _initial_state(run)
+        saver = stack.enter_context(_checkpointer(config.checkpoint, workdir))
+        if begun:
+            state = _resumed(run, saver, workdir)
         _keep_config(run.resolved(), workdir)
         logger.info("%s", parameter_overview(state["params"]))
-        log = stack.enter_context(
-            MetricLog(workdir, total_steps=run.total_steps, resume_step=start, process_index=jax.process_index())
+        log = MetricLog(
+            workdir,
+            total_steps=run.total_steps,
+            resume_step=int(state["step"]),
+            process_index=jax.process_index(),
         )
-        batches = stack.enter_context(
-            train_batches(
-                run.train_source,
-                run.train_ops[0],
-                batch_size=config.data.batch_size,
-                seed=config.seed,
-                start=int(state["data_position"]),
-                workers=config.data.workers,
-                on_error=config.data.on_error,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            )  # fmt: skip
+        stack.enter_context(log)
+        batches = train_batches(
+            run.train_source,
+            run.train_ops[0],
+            batch_size=config.data.batch_size,
+            seed=config.seed,
+            start=int(state["data_position"]),
+            workers=config.data.workers,
+            on_error=config.data.on_error,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
-        stopped = stack.enter_context(_signals())
-        return _Loop(run, workdir, saver, log, batches, stopped).run_from(state)
+        stack.enter_context(batches)
+        return _Loop(run, workdir, saver, log, batches, stopped, frozen).run_from(state)
 
 
-def _first_state(run, saver, config):
-    if saver.latest_step() is not None:
+def _initial_state(run):
+    state, source = run.initial_state(), run.config.init_from
+    return warm_start(state, source, run) if source else state
+
+
+def _checkpointer(config, workdir):
+    best = config.keep_best or None
+    mode = "min" if best and "loss" in best else "max"
+    return Checkpointer(workdir / "checkpoints", keep_last=config.keep_last, keep_best=best, mode=mode)
+
+
+_SHAPING = ("model.", "task.", "optim.", "ema")  # the fields of a config that decide what a state holds
+
+
+def _resumed(run, saver, workdir):
+    if saver.latest_step() is None:  # all were damaged, and have been set aside
+        return _initial_state(run)
+    try:
         state, step = saver.restore(run.state_shapes())
-        logger.info("resuming from step %d in %s", step, saver.directory)
-        return state
-    state = run.initial_state()
-    return warm_start(state, config.init_from, run) if config.init_from else state
+    except InputError as error:
+        path = workdir / "config.json"
+        lines = differences(read_config(path), run.resolved()) if path.is_file() else []
+        lines = sorted((line for line in lines if line.startswith(_SHAPING)), key=lambda line: "model.name" not in line)
+        why = f"\nThe config differs from that of the run there: {'; '.join(lines[:5])}" if lines else ""
+        fix = "\nGive this run a --workdir of its own, or the config of the run there"
+        raise InputError(f"{error}{why}{fix}") from error
+    logger.info("resuming from step %d in %s", step, saver.directory)
+    return state
 
 
 def _keep_config(config, workdir):
@@ -98,12 +122,21 @@ def _keep_config(config, workdir):
 
 @contextlib.contextmanager
 def _signals():
-    """A list that is no longer empty once the process was asked to stop."""
+    """A list that is no longer empty once the process was asked to stop; a second Ctrl-C stops it at once."""
     received = []
-    before = {
-        number: signal.signal(number, lambda number, _: received.append(number))
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # Python delivers signals to the main thread alone
+        return
+
+    def receive(number, _):
+        if not received:  # os.write: a handler may interrupt whoever is writing to sys.stderr
+            os.write(2, b"\nasked to stop: saving after this step (Ctrl-C again stops at once, without saving)\n")
+        received.append(number)
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, receive)
     try:
         yield received
     finally:
@@ -114,91 +147,113 @@ def _signals():
 class _Loop:
     """The loop proper; its parts are methods so that each reads alone."""
 
-    def __init__(self, run, workdir, saver, log, batches, stopped):
+    def __init__(self, run, workdir, saver, log, batches, stopped, frozen):
         self.run, self.workdir, self.saver, self.log = run, workdir, saver, log
-        self.batches, self.stopped = batches, stopped
+        self.batches, self.stopped, self.frozen = batches, stopped, frozen
         self.train_step, self.eval_step = run.train_step(), run.eval_step()
         self.place = batch_sharding(run.mesh)
-        c = run.config
-        self.eval_every, self.save_every = (
-            run.steps(c.eval.every, "eval.every"),
-            run.steps(c.checkpoint.every, "checkpoint.every"),
-        )
-        self.metrics, self.pending, self.since = {}, None, (time.perf_counter(), 0)
+        self.pending = None  # (step, metrics) of the last step, not looked at yet
+        self.replaced = 0  # images, since the last record
+        self.since = (time.perf_counter(), 0)  # when and at which step the last record was written
+        self.profiling = False
 
     def run_from(self, state):
         """Steps until the end, or until asked to stop."""
-        c, total = self.run.config, self.run.total_steps
-        frozen = frozen_variables(self.run)
+        run, c, total = self.run, self.run.config, self.run.total_steps
         first = int(state["step"])
         self.since = (time.perf_counter(), first)
+        metrics = {}
         for step in range(first + 1, total + 1):
-            if step in c.profile_steps[:1]:
-                jax.profiler.start_trace(self.workdir / "profile")
+            if self.stopped:
+                return self._stop(step - 1, state)
+            self._profile_from(step)
             batch = to_global({k: v for k, v in next(self.batches).items() if k != "index"}, self.place)
-            state, metrics = self.train_step(state, batch, frozen)
+            state, scalars = self.train_step(state, batch, self.frozen)
             self._check_previous()  # one step behind, so that the device is never waited for
-            self.pending = (step, metrics)
-            if step in c.profile_steps[1:]:
-                jax.block_until_ready(state)
-                jax.profiler.stop_trace()
-                logger.info("profiled steps %d to %d: %s", *c.profile_steps, self.workdir / "profile")
-            self.log.advance(step)
+            self.pending = (step, scalars)
             last = step == total
-            if step % c.log_every == 0 or last:
-                self._write(step, metrics)
-            if step % self.eval_every == 0 or last:
-                self._evaluate(step, state, last)
-            if step % self.save_every == 0 or last or self.stopped:
-                self._check_previous()
-                self.saver.save(step, state, self.metrics)
-            if self.stopped and not last:
-                self.saver.wait()
-                logger.info(
-                    "asked to stop: saved step %d of %d in %s; the same command goes on from there",
-                    step,
-                    total,
-                    self.saver.directory,
-                )
-                return None
+            self._profile_until(step, state, last)
+            self.log.advance(step)
+            writing = step % c.log_every == 0 or last
+            evaluating = step % run.eval_every == 0 or last
+            saving = step % run.save_every == 0 or last or (evaluating and c.checkpoint.keep_best)
+            if writing or evaluating or saving:
+                self._check_previous()  # nothing of a run that went wrong is told or kept
+            if writing:
+                self._write(step, scalars)
+            metrics = self._evaluate(step, state, last) if evaluating else {}
+            if saving:
+                self.saver.save(step, state, metrics)
         if first >= total:
-            logger.info("already trained for %d steps: nothing to do", total)
-            self._evaluate(first, state, last=True)
+            logger.info("already trained for %d steps: nothing to do but evaluate", first)
+            metrics = self._evaluate(first, state, last=True, anew=False)
         self.saver.wait()
-        return self.metrics
+        return metrics
+
+    def _stop(self, step, state):
+        self._profile_until(step, state, last=True)
+        self._check_previous()
+        self.saver.save(step, state)
+        self.saver.wait()
+        where, total = self.saver.directory, self.run.total_steps
+        logger.info("asked to stop: saved step %d of %d in %s; the same command goes on from there", step, total, where)
 
     def _check_previous(self):
-        """Stops the run at the first step whose loss or gradient is not finite."""
+        """Stops the run at the first step whose loss, gradient or parameters are not finite."""
         if self.pending is None:
             return
         (step, metrics), self.pending = self.pending, None
-        finite = np.asarray(metrics["finite"])
-        if np.isfinite(metrics["loss"]) and finite.all():
+        self.replaced += int(metrics.get("images_replaced", 0))
+        loss, finite = float(metrics["loss"]), np.asarray(metrics["finite"])
+        if np.isfinite(loss) and finite.all():
             return
         shapes = jax.tree_util.tree_leaves_with_path(self.run.static.shapes["params"])
         bad = [names(path, leaf)[0] for (path, leaf), good in zip(shapes, finite, strict=True) if not good]
+        which = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
         good = self.saver.latest_step()
-        raise Diverged(
-            f"step {step}: the loss is {float(metrics['loss'])}, the gradient is not finite in {len(bad)} of {len(shapes)} "
-            f"parameters, as {', '.join(bad[:5]) or 'none'}. The last good checkpoint is "
-            f"{f'step {good} in {self.saver.directory}' if good is not None else 'none: the run had saved nothing yet'}. "
-            "Lower config.optim.lr, clip the gradient (config.optim.clip), or warm up longer."
+        kept = "none, the run had saved nothing yet" if good is None else f"step {good} in {self.saver.directory}"
+        raise DivergedError(
+            f"step {step}: the loss is {loss}, and {len(bad)} of {len(shapes)} parameters have a gradient or a value "
+            f"that is not finite{': ' if bad else ''}{which}. The last good checkpoint: {kept}. Lower config.optim.lr, "
+            "clip the gradient (config.optim.clip), or warm up longer."
         )
 
     def _write(self, step, metrics):
         now, (then, before) = time.perf_counter(), self.since
         rate = (step - before) * self.run.config.data.batch_size / max(now - then, 1e-9)
         scalars = {f"train/{k}": float(v) for k, v in metrics.items() if k != "finite"}
+        if "images_replaced" in metrics:
+            scalars["train/images_replaced"], self.replaced = self.replaced, 0
         scalars |= {"train/learning_rate": float(self.run.schedule(step - 1)), "images_per_second": rate}
         scalars["images_per_second_per_device"] = rate / self.run.mesh.size
         self.log.write(step, scalars)
         self.since = (time.perf_counter(), step)
 
-    def _evaluate(self, step, state, last):
+    def _evaluate(self, step, state, last, anew=True):
+        """The metrics; none where the run was asked to stop meanwhile, unless it is over anyway."""
         began = time.perf_counter()
-        sums = evaluate(self.run, self.eval_step, evaluated(state))
-        self.metrics = self.run.task.metrics(sums)
-        self.log.write(step, {f"eval/{k}": v for k, v in self.metrics.items()})
+        sums = evaluate(self.run, self.eval_step, evaluated(state), () if last else self.stopped)
+        if sums is None:
+            return {}
+        metrics = self.run.task.metrics(sums)
+        if anew:
+            self.log.write(step, {f"eval/{k}": v for k, v in metrics.items()})
+        else:
+            logger.info("step %d: %s", step, ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
         if last:
             self.log.images(step, report(self.run, evaluated(state), sums, self.workdir))
         self.since = (self.since[0] + time.perf_counter() - began, self.since[1])  # not the training's time
+        return metrics
+
+    def _profile_from(self, step):
+        if step in self.run.config.profile_steps[:1]:
+            jax.profiler.start_trace(self.workdir / "profile")
+            self.profiling = True
+
+    def _profile_until(self, step, state, last):
+        if self.profiling and (last or step == self.run.config.profile_steps[1]):
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
+            self.profiling = False
+            first = self.run.config.profile_steps[0]
+            logger.info("profiled steps %d to %d: %s", first, step, self.workdir / "profile")

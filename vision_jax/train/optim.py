@@ -17,12 +17,12 @@ from vision_jax import errors
 from vision_jax.names import STACKED, dotted, map_named
 
 # Biases; what norms and layer scales multiply by (logit scales too); tokens, tables of positions, temperatures; the
-# vectors of affine layers and of state spaces; Swin V2's network for positions.
+# vectors of affine layers and of state spaces; networks for positions (Swin V2's, MaxViT's).
 NO_DECAY = (
     r"(bias|scale|gamma)$",
-    r"(_token|pos_embed|relative_position_bias_table|temperature)$",
+    r"(_token|_pos|pos_embed|relative_position_bias_table|temperature|gating_param)(_\d+)?$",
     r"(^|\.)(alpha|beta|A_log|D)$",
-    r"(^|\.)cpb_mlp\.",
+    r"(^|\.)(cpb_mlp|rel_pos\.mlp)\.",
 )
 DEFAULTS = {
     "name": "adamw",

@@ -1,7 +1,5 @@
 """The pictures that a finished evaluation leaves: test images with their predictions, and the confusion matrix."""
 
-import itertools
-
 import jax
 import numpy as np
 
@@ -29,27 +27,18 @@ def report(run, variables, sums, directory):
     images = np.stack([example["image"] for example in examples])
     probabilities = predict(run, variables, images)
     chosen = probabilities.argmax(-1)
-    out = {
-        "predictions": pictures.prediction_grid(
-            images,
-            np.array([example["label"] for example in examples]),
-            chosen,
-            probabilities[np.arange(len(chosen)), chosen],
-            run.task.class_names,
-            path=directory / "predictions.png",
-        )  # fmt: skip
-    }
+    labels, names = np.array([example["label"] for example in examples]), run.task.class_names
+    path = directory / "predictions.png"
+    out = {"predictions": pictures.prediction_grid(images, labels, chosen, probabilities.max(-1), names, path=path)}
     if "confusion" in sums:
-        out["confusion"] = pictures.confusion_matrix(
-            sums["confusion"].astype(int), run.task.class_names, directory / "confusion.png"
-        )
+        counts = sums["confusion"].astype(int)
+        out["confusion"] = pictures.confusion_matrix(counts, names, directory / "confusion.png")
     return out
 
 
 def predict(run, variables, images):
-    """uint8 images [N, H, W, C] -> probabilities [N, num_classes], in batches of the evaluation's size, all devices whole."""
+    """uint8 images [N, H, W, C] -> probabilities [N, num_classes], in batches of the evaluation's size at most."""
     step = jax.jit(make_predict_step(run.static, run.task, run.eval_ops[1]))
-    out = []
-    for part in itertools.batched(images, run.config.eval.batch_size) if hasattr(itertools, "batched") else [images]:
-        out.append(np.asarray(step(variables, np.stack(part))))
-    return np.concatenate(out)
+    size = run.config.eval.batch_size
+    parts = [np.stack(images[i : i + size]) for i in range(0, len(images), size)]
+    return np.concatenate([np.asarray(step(variables, part)) for part in parts])

@@ -6,6 +6,9 @@ Training, evaluation, prediction and ahead-of-time compilation all start here, s
 import copy
 import dataclasses
 import functools
+import operator
+import types
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +16,10 @@ import numpy as np
 
 from vision_jax import registry
 from vision_jax.data import load_source, split_ops
+from vision_jax.data.decode import ImageError
+from vision_jax.data.pipeline import ON_ERROR, REPLACEMENTS
 from vision_jax.errors import InputError, unknown
-from vision_jax.functional import Static, init, split
+from vision_jax.functional import Static, apply, init, split
 from vision_jax.mesh import make_mesh
 from vision_jax.parallel import sharding
 from vision_jax.tasks import make_task
@@ -38,11 +43,13 @@ class Run:
     train_source: object = None
     train_ops: tuple = ()
     total_steps: int = 0
+    eval_every: int = 0
+    save_every: int = 0
     schedule: object = None
     optimizer: object = None
 
     def steps(self, value, what):
-        """A duration of the config in steps; at least 1 for "every"."""
+        """A duration of the config in steps."""
         return schedules.duration(
             value, batch_size=self.config.data.batch_size, num_examples=len(self.train_source),
             total_steps=self.total_steps or None, what=what,
@@ -106,6 +113,7 @@ def build(config, *, training=False, evaluation=False):
     Raises:
       InputError: whatever in the config cannot be, before anything is written.
     """
+    _check(config)
     mesh = make_mesh(**config.mesh)
     rules = (*config.sharding_rules, *sharding.RULES)
     eval_host, eval_device = split_ops(config.eval.ops)
@@ -123,7 +131,8 @@ def build(config, *, training=False, evaluation=False):
     if len(sources) == 2 and tuple(train_source.class_names) != tuple(eval_source.class_names):
         raise InputError(_other_classes(train_source.class_names, eval_source.class_names))
     task = make_task(config.task, sources[0].class_names if sources else None)
-    shapes = [_image_shape(train_source, train_ops[0])] if training else []
+    replace = config.data.on_error == "replace"
+    shapes = [_image_shape(train_source, train_ops[0], REPLACEMENTS if replace else 1)] if training else []
     shapes += [_image_shape(eval_source, eval_host)] if evaluation else []
     if len(shapes) == 2 and shapes[0][2] != shapes[1][2]:
         raise InputError(
@@ -131,15 +140,50 @@ def build(config, *, training=False, evaluation=False):
         )
     model = _model(config, task, shapes[-1] if shapes else None)
     static, _ = split(model)
+    if len(shapes) == 2 and shapes[0] != shapes[1]:
+        _check_takes(static, shapes[0])
     run = Run(config, mesh, rules, task, model, static, eval_source, (eval_host, eval_device), train_source, train_ops)
     if training:
         _add_training(run)
     return run
 
 
-def _image_shape(source, host_ops):
-    """The shape [H, W, C] that examples have after the host operations."""
-    return np.shape(host_ops(source[0], np.random.default_rng(0))["image"])
+def _check(config):
+    """What neither the parts' own checks nor the config's types tell before the run has begun."""
+    for field in ("data.batch_size", "eval.batch_size", "optim.accumulate", "checkpoint.keep_last", "log_every"):
+        if (value := operator.attrgetter(field)(config)) < 1:
+            raise InputError(f"config.{field}={value}: at least 1 is wanted")
+    for field in ("seed", "data.workers"):
+        if (value := operator.attrgetter(field)(config)) < 0:
+            raise InputError(f"config.{field}={value} is negative")
+    if config.data.on_error not in ON_ERROR:
+        raise unknown("data.on_error", config.data.on_error, ON_ERROR)
+    if not 0 <= config.ema < 1:
+        raise InputError(f"config.ema={config.ema}: a decay in 0..1 is wanted, as 0.9999; 0 for none")
+    steps = config.profile_steps
+    if steps and not (len(steps) == 2 and all(isinstance(s, int) for s in steps) and 1 <= steps[0] <= steps[1]):
+        raise InputError(f"config.profile_steps={steps}: the first and the last step are wanted, as 10,15")
+
+
+def _image_shape(source, host_ops, tries=1):
+    """The shape [H, W, C] that examples have after the host operations, told by the first readable one."""
+    for index in range(min(tries, len(source))):
+        try:
+            return np.shape(host_ops(source[index], np.random.default_rng(0))["image"])
+        except ImageError as error:
+            reason = ImageError(f"{source.name(index)}: {error}")
+        except InputError as error:
+            raise InputError(f"{source.name(index)}: {error}") from error
+    raise reason
+
+
+def _check_takes(static, shape):
+    """Training images may be of another size than those evaluated, where the model takes both."""
+    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    try:
+        jax.eval_shape(lambda variables, image: apply(static, variables, image)[0], static.shapes, image)
+    except InputError as error:
+        raise InputError(f"data.ops give training images of {shape[:2]}, eval.ops others: {error}") from error
 
 
 def _model(config, task, image_shape):
@@ -153,22 +197,41 @@ def _model(config, task, image_shape):
     for key, value in decided.items():
         given = fields.get(key, value)
         if given != value and not (key == "img_size" and tuple(np.broadcast_to(given, 2)) == value):
-            raise InputError(
-                f"config.model.{key}={given!r}, but the data and the task give {value!r}: leave it out, or change the ops"
-            )
+            what = f"config.model.{key}={given!r}, but the data and the task give {value!r}"
+            raise InputError(f"{what}: leave it out, or change the ops")
+    _check_types(config.model.name, fields)
     return registry.create_model(config.model.name, abstract=True, **{**fields, **decided})
+
+
+def _check_types(name, fields):
+    hints = typing.get_type_hints(registry.model_info(name).config)
+    for key, value in fields.items():
+        kinds = typing.get_args(hints[key]) if isinstance(hints.get(key), types.UnionType) else (hints.get(key),)
+        if all(isinstance(kind, type) for kind in kinds):  # as against typing.Any, and names that create_model refuses
+            more = {float: (int,), tuple: (list,)}
+            if not isinstance(value, sum((more.get(kind, ()) for kind in kinds), kinds)):
+                wanted = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+                raise InputError(f"config.model.{key}={value!r}: {wanted} is wanted")
 
 
 def _other_classes(train, test):
     extra = [name for name in test if name not in set(train)] or [name for name in train if name not in set(test)]
-    return f"the evaluation split has other classes than the training split, as {extra[:3]}: {len(test)} against {len(train)}"
+    counts = f"{len(test)} against {len(train)}"
+    return f"the evaluation split has other classes than the training split, as {extra[:3]}: {counts}"
+
+
+def _at_least_one(run, duration, what):
+    steps = run.steps(duration, what)
+    if steps < 1:
+        raise InputError(f"{what}={duration!r} is less than one step")
+    return steps
 
 
 def _add_training(run):
     c = run.config
-    run.total_steps = run.steps(c.total, "config.total")
-    if run.total_steps < 1:
-        raise InputError(f"config.total={c.total!r} is less than one step")
+    run.total_steps = _at_least_one(run, c.total, "config.total")
+    run.eval_every = _at_least_one(run, c.eval.every, "config.eval.every")
+    run.save_every = _at_least_one(run, c.checkpoint.every, "config.checkpoint.every")
     s = c.optim.schedule
     run.schedule = schedules.make_schedule(
         s.name, c.optim.lr, run.total_steps, end=s.end,

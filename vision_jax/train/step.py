@@ -53,7 +53,8 @@ def make_train_step(static, task, optimizer, device_ops, mesh, rules, *, seed, a
       accumulate: microbatches; gradients are averaged over them, batch statistics pass from one to the next.
       ema_decay: decay of the average of the model, 0 for none.
 
-    Metrics are the task's scalars, "grad_norm", and "finite", bool for each leaf of the gradient in the tree's order.
+    Metrics are the task's scalars, "grad_norm", and "finite", bool for each parameter in the tree's order:
+    of its gradient and its new value.
     """
 
     def loss_of(params, others, frozen, batch, key):
@@ -79,6 +80,9 @@ def make_train_step(static, task, optimizer, device_ops, mesh, rules, *, seed, a
         (total, others), metrics = jax.lax.scan(body, (zeros, others), (batch, jax.random.split(key, accumulate)))
         return jax.tree.map(lambda g: g / accumulate, total), others, jax.tree.map(jnp.mean, metrics)
 
+    def both_finite(grad, param):  # a step can also be too long for a finite gradient
+        return jnp.isfinite(grad).all() & jnp.isfinite(param).all()
+
     def step(state, batch, frozen):
         variables = collections(state)
         params, others = variables["params"], {k: v for k, v in variables.items() if k != "params"}
@@ -93,7 +97,7 @@ def make_train_step(static, task, optimizer, device_ops, mesh, rules, *, seed, a
             new["ema"] = ema_update(state["ema"], variables, state["step"], ema_decay, warmup=True)
         metrics |= {
             "grad_norm": optax.tree.norm(grads),
-            "finite": jnp.stack([jnp.isfinite(g).all() for g in jax.tree.leaves(grads)]),
+            "finite": jnp.stack(jax.tree.leaves(jax.tree.map(both_finite, grads, variables["params"]))),
         }
         if "replaced" in batch:
             metrics["images_replaced"] = batch["replaced"].sum()

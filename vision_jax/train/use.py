@@ -18,9 +18,10 @@ from vision_jax.train.run import build
 logger = logging.getLogger(__name__)
 
 TOP = 5  # classes told for each image
+SHOWN = 100  # images in the picture
 
 
-def restored(run, workdir, step=None):
+def _restored(run, workdir, step=None):
     """(variables, step) of a run's checkpoint: the average where it keeps one, placed as the run's rules say."""
     directory = pathlib.Path(workdir) / "checkpoints"
     average = bool(run.config.ema)
@@ -42,7 +43,7 @@ def evaluate_checkpoint(config, workdir, step=None):
     """
     run = build(config, evaluation=True)
     with jax.set_mesh(run.mesh):
-        variables, step = restored(run, workdir, step)
+        variables, step = _restored(run, workdir, step)
         sums = evaluate(run, run.eval_step(), variables)
         metrics = run.task.metrics(sums)
         if jax.process_index() == 0:
@@ -82,7 +83,7 @@ def predict_files(config, workdir, patterns, step=None):
             "eval.ops leave images of several sizes: end the host operations with center_crop(...) or resize((h, w))"
         )
     with jax.set_mesh(run.mesh):
-        variables, step = restored(run, workdir, step)
+        variables, step = _restored(run, workdir, step)
         probabilities = predict(run, variables, images)
     names, rows = run.task.class_names, []
     for file, p in zip(files, probabilities, strict=True):
@@ -98,9 +99,10 @@ def predict_files(config, workdir, patterns, step=None):
         )
     workdir = pathlib.Path(workdir)
     (workdir / "predict.json").write_text(json.dumps({"step": step, "predictions": rows}, indent=2) + "\n")
-    chosen = probabilities.argmax(-1)
-    pictures.prediction_grid(images, None, chosen, probabilities.max(-1), names, path=workdir / "predict.png")
-    logger.info("wrote %s and %s", workdir / "predict.json", workdir / "predict.png")
+    shown = probabilities[:SHOWN]
+    path = workdir / "predict.png"
+    pictures.prediction_grid(images[:SHOWN], None, shown.argmax(-1), shown.max(-1), names, path=path)
+    logger.info("wrote %s and %s", workdir / "predict.json", path)
     return rows
 
 

@@ -30,7 +30,7 @@ def load_variables(static, path, *, head="strict", seed=0):
 
 
 def warm_start(state, path, run):
-    """The initial state with the model's variables from `path`; a classifier of other classes keeps its initial values."""
+    """The initial state with the model's variables from `path`, but for a classifier of another number of classes."""
     variables = load_variables(run.static, path, head="skip", seed=run.config.seed)
     places = jax.tree.map(lambda s: s.sharding, run.with_shardings(run.static.shapes))
     variables = jax.device_put(variables, places)

@@ -8,7 +8,8 @@ the reference ("blocks.0.norm1.weight"):
     torch_ignore = (r"relative_position_index$",)                           # derived buffers in torch files: not read
 
 Each dialect is a row of (pattern, replacement) for `re.sub`, applied in turn. A tuple of replacements stands where the
-reference keeps one of our tensors as several (query, key, value). The dialect "ours" is every model's.
+reference keeps one of our tensors as several (query, key, value); a name that stands twice in it holds two of them
+joined: ("qk.", "qk.", "v."). The dialect "ours" is every model's.
 """
 
 import dataclasses
@@ -72,7 +73,7 @@ class Entry:
       name: our dotted name; path: the keys of the variable in the model.
       index: the block, where the leaf is stacked; None otherwise.
       shape: shape of our leaf.
-      names: the reference's names.
+      names: the reference's names; joined: how many of the leaf's parts each holds.
       owner: the module that holds the leaf; module: the layer that the rule is for.
       beside: {name: value} of what only the reference has.
     """
@@ -82,6 +83,7 @@ class Entry:
     index: int | None
     shape: tuple
     names: tuple
+    joined: tuple
     owner: nnx.Module
     module: nnx.Module
     rule: Rule
@@ -92,15 +94,16 @@ class Entry:
         array = self.rule.to_reference(array, self.module)
         if self.rule.parts == 1:
             return (array,)
-        return tuple(array) if len(self.names) > 1 else (array.reshape(-1, *array.shape[2:]),)
+        pieces = np.split(array, np.cumsum(self.joined)[:-1])
+        return tuple(piece.reshape(-1, *piece.shape[2:]) for piece in pieces)
 
     def to_ours(self, arrays):
         """The reference's arrays -> ours."""
-        if len(arrays) > 1:
-            array = np.stack(arrays)
-        else:
+        if self.rule.parts == 1:
             (array,) = arrays
-            array = array.reshape(self.rule.parts, -1, *array.shape[1:]) if self.rule.parts > 1 else array
+        else:
+            pieces = zip(arrays, self.joined, strict=True)
+            array = np.concatenate([piece.reshape(parts, -1, *piece.shape[1:]) for piece, parts in pieces])
         return self.rule.to_ours(array, self.module)
 
     @functools.cached_property
@@ -121,10 +124,12 @@ def entries(model, dialect):
         ours = names(tuple(map(jax.tree_util.DictKey, path)), leaf)
         for index, name in enumerate(ours):
             stem = name[: name.rfind(".") + 1]
+            theirs = dialect.rename(stem + rule.leaf)
+            joined = {new: theirs.count(new) if len(theirs) > 1 else rule.parts for new in theirs}
             found.append(
                 Entry(
                     name, path, index if stacked else None, leaf.shape[1:] if stacked else leaf.shape,
-                    dialect.rename(stem + rule.leaf), chain[-1], module, rule,
+                    tuple(joined), tuple(joined.values()), chain[-1], module, rule,
                     {new: value for other, value in rule.beside for new in dialect.rename(stem + other)},
                 )
             )  # fmt: skip

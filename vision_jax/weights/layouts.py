@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vision_jax.layers.attention import KV, QKV, Attention
+from vision_jax.layers.attention import KV, QKV, Attention, HeadsFirstQKV
 from vision_jax.layers.attention_pool import AttentionPoolLatent
 from vision_jax.layers.conv import Conv
 from vision_jax.layers.glu import GLU
@@ -75,6 +75,19 @@ TORCH = {
         # ours [C, 2, hidden], there [2, hidden, C]
         "kernel": Rule("weight", lambda a, _: a.transpose(1, 2, 0), lambda a, _: a.transpose(2, 0, 1), parts=2),
         "bias": Rule("bias", parts=2),
+    },
+    HeadsFirstQKV: {
+        # ours [C, 3, heads, head_dim], there [heads * 3 * head_dim, C]
+        "kernel": Rule(
+            "weight",
+            lambda a, _: a.transpose(2, 1, 3, 0).reshape(-1, a.shape[0]),
+            lambda a, m: a.reshape(_heads(m)[0], 3, -1, a.shape[1]).transpose(3, 1, 0, 2),
+        ),
+        "bias": Rule(
+            "bias",
+            lambda a, _: a.swapaxes(0, 1).reshape(-1),
+            lambda a, m: a.reshape(_heads(m)[0], 3, -1).swapaxes(0, 1),
+        ),
     },
 }  # fmt: skip
 

@@ -1,0 +1,99 @@
+"""What the scores of a window's queries and keys gain from their relative positions: [heads, N, N] for N tokens."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vision_jax.layers.drop import dropout
+from vision_jax.layers.linear import Linear
+from vision_jax.layers.position import relative_index
+from vision_jax.layers.resample import resample_relative_bias
+from vision_jax.parameters import Normal, param, trunc_normal, xavier_uniform
+
+
+class RelativeBias(nnx.Module):
+    """A table for the query's position minus the key's, [(2h-1) (2w-1), heads].
+
+    Swin (Liu et al., 2021, arXiv:2103.14030, equation 4).
+
+    Args:
+      num_heads: number of heads.
+      window_size: (h, w) of the window, in tokens.
+    """
+
+    def __init__(self, num_heads, window_size):
+        self.window_size, (h, w) = window_size, window_size
+        self.relative_position_bias_table = param(((2 * h - 1) * (2 * w - 1), num_heads), trunc_normal)
+
+    def __call__(self, train=None):
+        return self.relative_position_bias_table[...][relative_index(*self.window_size)].transpose(2, 0, 1)
+
+    def resample(self, leaf, array):
+        """A table made for another window, at this one's."""
+        return resample_relative_bias(array, self.window_size)
+
+
+class RelativeBiasMap(nnx.Module):
+    """A table for the key's position minus the query's, [heads, 2h-1, 2w-1], as the official MaxViT keeps it.
+
+    Args:
+      num_heads: number of heads.
+      window_size: (h, w) of the window, in tokens.
+    """
+
+    def __init__(self, num_heads, window_size):
+        self.window_size, (h, w) = window_size, window_size
+        self.relative_position_bias_table = param((num_heads, 2 * h - 1, 2 * w - 1), Normal(0.02))
+
+    def __call__(self, train=None):
+        table = self.relative_position_bias_table[...]
+        return table.reshape(len(table), -1)[:, relative_index(*self.window_size).T]
+
+    def resample(self, leaf, array):
+        """A table made for another window, at this one's."""
+        flat = resample_relative_bias(array.transpose(1, 2, 0).reshape(-1, len(array)), self.window_size)
+        h, w = self.window_size
+        return flat.reshape(2 * h - 1, 2 * w - 1, -1).transpose(2, 0, 1) if len(flat) != array[0].size else array
+
+
+class RelativeBiasMlp(nnx.Module):
+    """A small network of the query's position minus the key's, on a logarithmic scale: sign(d) log(1 + |d|).
+
+    Continuous relative positions (Swin V2: Liu et al., 2022, arXiv:2111.09883, section 3.3) as timm has them in its own
+    models: distances are counted in tokens.
+
+    Args:
+      num_heads: number of heads.
+      window_size: (h, w) of the window, in tokens.
+      hidden: hidden channels.
+      drop: their dropout.
+      dtype: dtype of the computation.
+    """
+
+    def __init__(self, num_heads, window_size, *, hidden=512, drop=0.0, dtype=jnp.float32):
+        self.window_size = window_size
+        self.mlp = OffsetMlp(hidden, num_heads, drop=drop, dtype=dtype)
+
+    def __call__(self, train=None):
+        return self.mlp(log_offsets(*self.window_size), train)[relative_index(*self.window_size)].transpose(2, 0, 1)
+
+
+class OffsetMlp(nnx.Module):
+    """Offsets [M, 2] -> [M, heads]."""
+
+    def __init__(self, hidden, num_heads, *, drop, dtype):
+        self.drop, kw = drop, dict(init=xavier_uniform, bias_init=Normal(1e-6), dtype=dtype)
+        self.fc1, self.fc2 = Linear(2, hidden, **kw), Linear(hidden, num_heads, **kw)
+
+    def __call__(self, offsets, train=None):
+        return self.fc2(dropout(jax.nn.relu(self.fc1(jnp.asarray(offsets))), self.drop, train))
+
+
+@functools.cache
+def log_offsets(height, width):
+    """Relative positions of a window on a logarithmic scale, [(2h-1) (2w-1), 2], in `relative_index`'s order."""
+    offsets = np.stack(np.mgrid[1 - height : height, 1 - width : width], axis=-1).reshape(-1, 2)
+    return np.sign(offsets) * np.log1p(np.abs(offsets))

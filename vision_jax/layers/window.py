@@ -1,0 +1,73 @@
+"""Attention inside the windows of a map. Partition, cyclic shift and its mask are in `kernels.window_attention`."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from vision_jax.kernels import window_attention
+from vision_jax.layers.attention import QKV
+from vision_jax.layers.drop import dropout
+from vision_jax.layers.linear import Linear
+from vision_jax.layers.position import relative_index
+from vision_jax.layers.resample import resample_relative_bias
+from vision_jax.parameters import param, trunc_normal
+
+
+class WindowAttention(nnx.Module):
+    """Self-attention inside windows with a learned bias for each relative position, [B, H, W, C] -> [B, H, W, C].
+
+    softmax(q k^T / sqrt(d) + bias) v (Swin: Liu et al., 2021, arXiv:2103.14030, equation 4).
+
+    Args:
+      dim: channels.
+      num_heads: number of heads; divides dim.
+      window_size: (height, width) of a window, in tokens.
+      shift: (rows, columns) by which the windows are shifted.
+      proj_drop: dropout of the result.
+      dtype: dtype of the computation; the softmax is at least float32.
+    """
+
+    def __init__(self, dim, num_heads, window_size, shift=(0, 0), *, proj_drop=0.0, dtype=jnp.float32):
+        self.window_size, self.shift, self.proj_drop = tuple(window_size), tuple(shift), proj_drop
+        h, w = self.window_size
+        self.qkv = QKV(dim, num_heads, dim // num_heads, dtype=dtype)
+        self.relative_position_bias_table = param(((2 * h - 1) * (2 * w - 1), num_heads), trunc_normal)
+        self.proj = Linear(dim, dim, dtype=dtype)
+
+    def __call__(self, x, train=None):
+        q, k, v = self.qkv(pad_to_windows(x, self.window_size, self.shift))
+        bias = relative_bias(self.relative_position_bias_table[...], self.window_size)
+        out = window_attention(q, k, v, window_size=self.window_size, shift=self.shift, bias=bias)
+        out = crop_windows(out, x.shape[1:3], self.shift)
+        return dropout(self.proj(out.reshape(x.shape)), self.proj_drop, train)
+
+    def resample(self, leaf, array):
+        """A parameter made for another window, at this one's."""
+        return resample_relative_bias(array, self.window_size) if leaf == "relative_position_bias_table" else array
+
+
+def relative_bias(table, window_size):
+    """A table of relative positions [(2h-1) (2w-1), heads] -> a bias for each query and key, [heads, N, N]."""
+    return table[relative_index(*window_size)].transpose(2, 0, 1)
+
+
+def pad_to_windows(x, window_size, shift):
+    """Zeros below and to the right of a map [B, H, W, ...] that windows do not tile, before the projection to q, k, v.
+
+    The padded tokens are keys with the projection's bias. As in timm the map is rolled before it is padded: the zeros
+    lie below and to the right of the shifted map (the official detection code pads first, which is another result).
+    The operator rolls what it gets, so this undoes its roll of the padded map.
+    """
+    pads = [-n % w for n, w in zip(x.shape[1:3], window_size, strict=True)]
+    if not any(pads):
+        return x
+    x = jnp.roll(x, (-shift[0], -shift[1]), (1, 2))
+    x = jnp.pad(x, ((0, 0), (0, pads[0]), (0, pads[1]), *((0, 0),) * (x.ndim - 3)))
+    return jnp.roll(x, shift, (1, 2))
+
+
+def crop_windows(x, size, shift):
+    """The inverse of `pad_to_windows`: the map of `size` = (H, W) without its padding."""
+    if x.shape[1:3] == tuple(size):
+        return x
+    x = jnp.roll(x, (-shift[0], -shift[1]), (1, 2))[:, : size[0], : size[1]]
+    return jnp.roll(x, shift, (1, 2))

@@ -1,0 +1,203 @@
+"""Swin Transformer: Hierarchical Vision Transformer using Shifted Windows (Liu et al., 2021, arXiv:2103.14030).
+
+Attention runs inside windows of a map, with a bias for each relative position; every second block shifts the windows
+by half, so that neighbours meet. Between stages 2 x 2 patches merge. Which window and which shift a block has is
+decided here; partition, shift and mask are in `kernels.window_attention`, the bias in `layers.window.WindowAttention`.
+
+Official repository: microsoft/Swin-Transformer; compared here with timm's. Two things that the paper does not say: a
+window never exceeds the map, and an axis that one window covers is not shifted; a map that windows do not tile is
+padded after the shift. A key across the seam of a shift is not seen at all, the released code adds -100 to its score.
+"""
+
+import dataclasses
+import functools
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from flax import nnx
+
+from vision_jax.errors import InputError
+from vision_jax.layers.block import Block
+from vision_jax.layers.conv import pair
+from vision_jax.layers.drop import dropout, linear_rates
+from vision_jax.layers.linear import Linear
+from vision_jax.layers.mlp import Mlp
+from vision_jax.layers.norm import LayerNorm
+from vision_jax.layers.patch import PatchEmbed, PatchMerging
+from vision_jax.layers.stack import Stack
+from vision_jax.layers.window import WindowAttention
+from vision_jax.models.base import FeatureInfo, Model, patch_grid
+from vision_jax.registry import check, register
+
+
+@dataclasses.dataclass(frozen=True)
+class SwinConfig:
+    """A Swin Transformer; `embed_dim` is the paper's C, doubled in each stage, `window_size` its M."""
+
+    img_size: int | tuple = 224
+    patch_size: int | tuple = 4
+    in_chans: int = 3
+    num_classes: int = 1000
+    embed_dim: int = 96
+    depths: tuple = (2, 2, 6, 2)
+    num_heads: tuple = (3, 6, 12, 24)
+    window_size: int | tuple = 7
+    mlp_ratio: float = 4.0
+    drop_rate: float = 0.0
+    proj_drop_rate: float = 0.0
+    drop_path_rate: float = 0.1
+    remat: str | None = None
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        check(
+            len(self.depths) == len(self.num_heads),
+            f"depths={self.depths} and num_heads={self.num_heads} differ in length",
+        )
+        for stage, heads in enumerate(self.num_heads):
+            dim = self.embed_dim * 2**stage
+            check(
+                dim % heads == 0, f"num_heads={self.num_heads}: {heads} does not divide {dim}, stage {stage}'s channels"
+            )
+        patch_grid(self.img_size, self.patch_size)
+
+
+def _merging_before(prefix):
+    """The authors' and transformers' code count a merging to the stage before it."""
+    return (r"^stages\.(\d+)\.downsample", lambda match: f"{prefix}.{int(match[1]) - 1}.downsample")
+
+
+TIMM = ((r"^stages\.", "layers."), (r"^head\.", "head.fc."))
+OFFICIAL = (_merging_before("layers"), (r"^stages\.", "layers."))
+
+
+def huggingface(prefix):
+    """The names of transformers' files on the hub."""
+    return (
+        (r"^patch_embed\.proj\.", f"{prefix}.embeddings.patch_embeddings.projection."),
+        (r"^patch_embed\.norm\.", f"{prefix}.embeddings.norm."),
+        _merging_before(f"{prefix}.encoder.layers"),
+        (r"^stages\.", f"{prefix}.encoder.layers."),
+        (r"\.norm1\.", ".layernorm_before."),
+        (r"\.norm2\.", ".layernorm_after."),
+        (r"\.attn\.qkv\.", tuple(f".attention.self.{part}." for part in ("query", "key", "value"))),
+        (r"\.attn\.proj\.", ".attention.output.dense."),
+        (r"\.attn\.", ".attention.self."),
+        (r"\.mlp\.fc1\.", ".intermediate.dense."),
+        (r"\.mlp\.fc2\.", ".output.dense."),
+        (r"^norm\.", f"{prefix}.layernorm."),
+        (r"^head\.", "classifier."),
+    )
+
+
+class SwinStage(nnx.Module):
+    """Patch merging (None in the first stage), then blocks: [B, H, W, Cin] -> [B, H', W', C]."""
+
+    def __init__(self, downsample, block, rates, remat):
+        self.downsample = downsample
+        self.blocks = Stack(block, rates, remat=remat)
+
+    def __call__(self, x, train=None):
+        return self.blocks(self.downsample(x) if self.downsample else x, train)
+
+
+class SwinTransformer(Model):
+    """Images [B, H, W, C] -> logits [B, num_classes]."""
+
+    classifier = ("head",)
+    # what is added to every key adds one number to all scores of a query
+    inert = (r"attn\.qkv\.bias\[1\]$",)
+    torch_names: ClassVar = {"timm": TIMM, "official": OFFICIAL, "hf": huggingface("swin")}
+    torch_ignore = (r"\.relative_position_index$", r"\.attn_mask$")
+
+    def __init__(self, config):
+        c = self.config = config
+        self.grid = patch_grid(c.img_size, c.patch_size)
+        self.patch_embed = PatchEmbed(c.in_chans, c.embed_dim, c.patch_size, norm=self._norm, dtype=c.dtype)
+        stages, info, grid, dim = [], [], self.grid, c.embed_dim
+        for i, rates in enumerate(linear_rates(c.drop_path_rate, c.depths)):
+            downsample = None
+            if i:
+                downsample, dim = self._merging(dim, 2 * dim), 2 * dim
+                grid = tuple(-(-n // 2) for n in grid)
+            block = functools.partial(self._stage_block, i, dim, grid)
+            stages.append(SwinStage(downsample, block, rates, c.remat))
+            info.append(FeatureInfo(f"stages.{i}", dim, pair(c.patch_size)[0] * 2**i))
+        self.stages = nnx.List(stages)
+        self.norm = self._norm(dim)
+        self.head = Linear(dim, c.num_classes, dtype=c.dtype) if c.num_classes else None
+        self.feature_info = tuple(info)
+
+    def _stage_block(self, stage, dim, grid, index):
+        """Every second block shifts its windows by half; a window never exceeds the map, and a single one stays."""
+        window = tuple(min(w, n) for w, n in zip(pair(self.config.window_size), grid, strict=True))
+        shift = tuple(w // 2 if index % 2 and n > w else 0 for w, n in zip(window, grid, strict=True))
+        return self._block(stage, dim, window, shift)
+
+    def _block(self, stage, dim, window, shift):
+        c = self.config
+        attn = WindowAttention(dim, c.num_heads[stage], window, shift, proj_drop=c.proj_drop_rate, dtype=c.dtype)
+        mlp = Mlp(dim, int(dim * c.mlp_ratio), drop=c.proj_drop_rate, dtype=c.dtype)
+        return Block(dim, attn=attn, mlp=mlp, norm=self._norm, dtype=c.dtype)
+
+    def _merging(self, din, dout):
+        return PatchMerging(din, dout, norm=self._norm, dtype=self.config.dtype)
+
+    def _norm(self, dim):
+        return LayerNorm(dim, epsilon=1e-5, dtype=self.config.dtype)
+
+    def forward_features(self, images, train=None, pyramid=False, out_indices=None):
+        """Images [B, H, W, C] -> map [B, H/32, W/32, C], normalised.
+
+        pyramid=True gives the maps after the stages in `out_indices` instead, not normalised.
+        """
+        x, maps = self.patch_embed(images), []
+        if x.shape[1:3] != self.grid:
+            raise InputError(
+                f"images of {images.shape[1:3]} given, the model's windows are laid out for "
+                f"{pair(self.config.img_size)}: create_model(..., img_size={images.shape[1:3]})"
+            )
+        for stage in self.stages:
+            x = stage(x, train)
+            maps.append(x)
+        return [maps[i] for i in self.indices(out_indices)] if pyramid else self.norm(x)
+
+    def forward_head(self, x, train=None):
+        """Map [B, H, W, C] -> logits [B, num_classes], or pooled features [B, C] without a head."""
+        x = dropout(x.mean(axis=(1, 2)), self.config.drop_rate, train)
+        return self.head(x) if self.head else x
+
+    def layer_groups(self):
+        """(pattern, group) for layer-wise decay: the embedding, each block (a merging with its next), the head."""
+        groups, group = [(r"^patch_embed", 0)], 1
+        for i, depth in enumerate(self.config.depths):
+            groups.append((rf"^stages\.{i}\.downsample", group))
+            groups += [(rf"^stages\.{i}\.blocks\.{j}\.", group + j) for j in range(depth)]
+            group += depth
+        return (*groups, (r"", group))
+
+
+SIZES = {  # size -> (embed_dim, depths, num_heads), the paper's and Swin V2's too
+    "tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24)),
+    "small": (96, (2, 2, 18, 2), (3, 6, 12, 24)),
+    "base": (128, (2, 2, 18, 2), (4, 8, 16, 32)),
+    "large": (192, (2, 2, 18, 2), (6, 12, 24, 48)),
+}
+
+
+def _swin(size, window_size, img_size, params, gmacs, tags):
+    embed_dim, depths, num_heads = SIZES[size]
+    register(
+        f"swin_{size}_patch4_window{window_size}_{img_size}", SwinTransformer,
+        SwinConfig(img_size=img_size, embed_dim=embed_dim, depths=depths, num_heads=num_heads, window_size=window_size),
+        params=params, gmacs=gmacs, paper="2103.14030", licence="mit", crop_pct=0.9 if img_size == 224 else 1.0,
+        tags={tag: {"num_classes": 21841} if tag == "ms_in22k" else {} for tag in tags},
+    )  # fmt: skip
+
+
+_swin("tiny", 7, 224, 28_288_354, 4.5, ("ms_in1k", "ms_in22k_ft_in1k", "ms_in22k"))
+_swin("small", 7, 224, 49_606_258, 8.7, ("ms_in22k_ft_in1k", "ms_in1k", "ms_in22k"))
+_swin("base", 7, 224, 87_768_224, 15.4, ("ms_in22k_ft_in1k", "ms_in1k", "ms_in22k"))
+_swin("base", 12, 384, 87_903_584, 47.0, ("ms_in22k_ft_in1k", "ms_in1k", "ms_in22k"))
+_swin("large", 7, 224, 196_532_476, 34.5, ("ms_in22k_ft_in1k", "ms_in22k"))
+_swin("large", 12, 384, 196_735_516, 103.9, ("ms_in22k_ft_in1k", "ms_in22k"))
