@@ -31,9 +31,9 @@ def build(case, **kwargs):
 
 
 def create(theirs, **kwargs):
-    """ "timm:NAME" or "transformers:CLASS", made small by timm's arguments or by the fields of the config."""
+    """ "timm:NAME", "references.FAMILY:NAME" or "transformers:CLASS", made small by timm's arguments or by the fields of the config."""
     package, name = theirs.split(":")
-    if package == "timm":
+    if package != "transformers":
         return importlib.import_module(package).create_model(name, **kwargs)
     model = getattr(importlib.import_module(package), name)
     return model(model.config_class(**{"num_labels": 1000, **kwargs}))
@@ -144,7 +144,9 @@ def make(key, case):
     logits = logits_of(model.train(), images.double())
     (logits * torch.from_numpy(golden.loss_weights(tuple(logits.shape)))).sum().backward()
     arrays["train_logits"] = golden.sample(logits.detach().numpy())
-    gradients = {name: golden.measure(name, leaf.grad.numpy()) for name, leaf in model.named_parameters()}
+    gradients = {
+        name: golden.measure(name, leaf.grad.numpy()) for name, leaf in model.named_parameters() if leaf.requires_grad
+    }
     arrays["gradients"] = np.array(list(gradients.values()))
     after = model.state_dict()
     arrays |= {f"after/{name}": after[name].numpy() for name in after if "running_" in name}

@@ -157,6 +157,15 @@ def batch_stat(shape, init):
     return param(shape, init, kind=nnx.BatchStat)
 
 
+class Buffer(nnx.Variable):
+    """A fixed array: loaded and saved with the model, neither trained nor updated."""
+
+
+def buffer(shape, init):
+    """A float32 `Buffer`."""
+    return param(shape, init, kind=Buffer)
+
+
 def draw_numpy(init, path, leaf, seed):
     """The initial value of a leaf on the host, from (seed, its name); a stacked leaf's blocks are drawn one by one."""
     shape = leaf.shape[1:] if is_stacked(path) else leaf.shape

@@ -34,7 +34,7 @@ def _shape(model, images, **options):
 
 
 def _count(model):
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Not(nnx.BatchStat))))
 
 
 def test_every_model_has_its_count_told():

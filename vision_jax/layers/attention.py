@@ -59,17 +59,21 @@ class Attention(nnx.Module):
       dim: channels.
       num_heads: number of heads; divides dim.
       qkv_bias: whether the projections to queries, keys and values have a bias.
+      proj_bias: whether the projection of the result has a bias.
       qk_norm: a norm `(head_dim) -> module` on queries and keys, or None.
       attn_drop, proj_drop: dropout of the attention weights and of the result.
       dtype: dtype of the computation; the softmax is at least float32.
     """
 
-    def __init__(self, dim, num_heads, *, qkv_bias=True, qk_norm=None, attn_drop=0.0, proj_drop=0.0, dtype=jnp.float32):
+    def __init__(
+        self, dim, num_heads, *, qkv_bias=True, proj_bias=True, qk_norm=None, attn_drop=0.0, proj_drop=0.0,
+        dtype=jnp.float32,
+    ):  # fmt: skip
         self.attn_drop, self.proj_drop = attn_drop, proj_drop
         head_dim = dim // num_heads
         self.qkv = QKV(dim, num_heads, head_dim, bias=qkv_bias, dtype=dtype)
         self.q_norm, self.k_norm = (qk_norm(head_dim), qk_norm(head_dim)) if qk_norm else (None, None)
-        self.proj = Linear(dim, dim, dtype=dtype)
+        self.proj = Linear(dim, dim, bias=proj_bias, dtype=dtype)
 
     def __call__(self, x, train=None):
         q, k, v = self.qkv(x)

@@ -21,21 +21,24 @@ class Block(nnx.Module):
       norm: `(dim) -> module`.
       norm_last: normalise what the mixers give, not what they get.
       layer_scale: initial value of the branches' scales, or None for no scales.
+      res_scale: initial value of the shortcuts' scales (NormFormer: Shleifer et al., 2021, arXiv:2110.09456), or None.
       dtype: dtype of the computation.
     """
 
-    def __init__(self, dim, *, attn, mlp, norm, norm_last=False, layer_scale=None, dtype):
+    def __init__(self, dim, *, attn, mlp, norm, norm_last=False, layer_scale=None, res_scale=None, dtype):
         self.norm_last = norm_last
         self.norm1, self.attn = norm(dim), attn
         self.norm2, self.mlp = norm(dim), mlp
-        scaled = layer_scale is not None
-        self.ls1, self.ls2 = (LayerScale(dim, layer_scale, dtype=dtype) if scaled else None for _ in range(2))
+        self.ls1, self.ls2, self.rs1, self.rs2 = (
+            None if init is None else LayerScale(dim, init, dtype=dtype)
+            for init in (layer_scale, layer_scale, res_scale, res_scale)
+        )
 
     def __call__(self, x, train=None, *context):
         y = self.norm1(self.attn(x, train, *context)) if self.norm_last else self.attn(self.norm1(x), train, *context)
         y = tap(self, "attn", y)
-        x = x + drop_path(self.ls1(y) if self.ls1 else y, train)
+        x = (self.rs1(x) if self.rs1 else x) + drop_path(self.ls1(y) if self.ls1 else y, train)
         y = self.norm2(self.mlp(x, train)) if self.norm_last else self.mlp(self.norm2(x), train)
         y = tap(self, "mlp", y)
-        x = x + drop_path(self.ls2(y) if self.ls2 else y, train)
+        x = (self.rs2(x) if self.rs2 else x) + drop_path(self.ls2(y) if self.ls2 else y, train)
         return tap(self, "output", constrain_batch(x))

@@ -89,6 +89,53 @@ class Model(nnx.Module):
             )
 
 
+class Stage(nnx.Module):
+    """The way down to a resolution, or None, then its blocks: [B, H, W, Cin] -> [B, H/r, W/r, Cout]."""
+
+    def __init__(self, downsample, blocks):
+        self.downsample, self.blocks = downsample, blocks
+
+    def __call__(self, x, train=None):
+        return self.blocks(self.downsample(x) if self.downsample else x, train)
+
+
+class StagedModel(Model):
+    """A stem, stages at falling resolutions, a head: most hierarchical models are this and a block.
+
+    A family sets `stem(images)`, `stages` (a list of `Stage`) and `head(map, train)`; `norm_pre`, if any, normalises
+    the last map.
+    """
+
+    norm_pre = None
+
+    def forward_features(self, images, train=None, pyramid=False, out_indices=None):
+        """Images [B, H, W, C] -> map [B, H/32, W/32, C].
+
+        pyramid=True gives the maps after the stages in `out_indices` instead, not normalised.
+        """
+        x, maps = self.stem(images), []
+        for stage in self.stages:
+            x = stage(x, train)
+            maps.append(x)
+        if pyramid:
+            return [maps[i] for i in self.indices(out_indices)]
+        return self.norm_pre(x) if self.norm_pre else x
+
+    def forward_head(self, x, train=None):
+        """Map [B, H, W, C] -> logits [B, num_classes], or pooled features [B, C] without a head."""
+        return self.head(x, train)
+
+    def layer_groups(self):
+        """(pattern, group) for layer-wise decay: the stem, each block, with the way down to it, and the head."""
+        groups, block = [(r"^stem\.", 0)], 1
+        for i, stage in enumerate(self.stages):
+            groups.append((rf"^stages\.{i}\.downsample\.", block))
+            for j in range(len(stage.blocks)):
+                groups.append((rf"^stages\.{i}\.blocks\.{j}\.", block))
+                block += 1
+        return (*groups, (r"", block))
+
+
 def patch_grid(img_size, patch_size):
     """Rows and columns of patches in an image; sizes are ints or (height, width).
 

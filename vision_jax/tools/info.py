@@ -10,9 +10,9 @@ import sys
 
 import jax
 import numpy as np
+from flax import nnx
 
 from vision_jax.errors import InputError, unknown
-from vision_jax.functional import split
 from vision_jax.layers.conv import pair
 from vision_jax.registry import create_model, family_of, list_models, model_info
 from vision_jax.tools.cost import count_cost
@@ -55,7 +55,7 @@ def card(name):
 
 def parameters(model):
     """Number of parameters of a model."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(split(model)[1]["params"]))
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(nnx.state(model, nnx.Not(nnx.BatchStat))))
 
 
 def compared(info):

@@ -14,8 +14,11 @@ from vision_jax.layers.attention import KV, QKV, Attention, HeadsFirstQKV
 from vision_jax.layers.attention_pool import AttentionPoolLatent
 from vision_jax.layers.conv import Conv
 from vision_jax.layers.glu import GLU
+from vision_jax.layers.group_norm import GroupNorm
 from vision_jax.layers.linear import Linear, PointwiseConv
 from vision_jax.layers.norm import BatchNorm, LayerNorm
+from vision_jax.layers.response_norm import GlobalResponseNorm
+from vision_jax.layers.rms_norm import RMSNorm
 
 
 def _same(array, module):
@@ -64,6 +67,9 @@ TORCH = {
     PointwiseConv: {"kernel": Rule("weight", lambda a, _: a.T[:, :, None, None], lambda a, _: a[:, :, 0, 0].T)},
     Conv: {"kernel": Rule("weight", lambda a, _: a.transpose(3, 2, 0, 1), lambda a, _: a.transpose(2, 3, 1, 0))},
     LayerNorm: {"scale": Rule("weight")},
+    RMSNorm: {"scale": Rule("weight")},
+    GroupNorm: {"scale": Rule("weight")},
+    GlobalResponseNorm: {"scale": Rule("weight")},
     BatchNorm: {
         "scale": Rule("weight"),
         "mean": Rule("running_mean"),
