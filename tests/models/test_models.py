@@ -48,7 +48,7 @@ def test_every_variant(name):
     assert _count(model) == info.params
     images = (1, *np.broadcast_to(info.config.img_size, 2).tolist(), info.config.in_chans)
     logits = _shape(model, images)
-    assert (logits.shape, logits.dtype) == ((1, 1000), jnp.float32)
+    assert (logits.shape, logits.dtype) == ((1, info.config.num_classes), jnp.float32)
     maps = _shape(model, images, method="forward_features", pyramid=True)
     expected = [(1, images[1] // m.reduction, images[2] // m.reduction, m.channels) for m in model.feature_info]
     assert [m.shape for m in maps] == expected
