@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from flax import nnx
 
-from vision_jax.errors import InputError
 from vision_jax.layers.block import Block
 from vision_jax.layers.conv import pair
 from vision_jax.layers.drop import dropout, linear_rates
@@ -112,9 +111,8 @@ class SwinTransformer(Model):
 
     def __init__(self, config):
         c = self.config = config
-        self.grid = patch_grid(c.img_size, c.patch_size)
         self.patch_embed = PatchEmbed(c.in_chans, c.embed_dim, c.patch_size, norm=self._norm, dtype=c.dtype)
-        stages, info, grid, dim = [], [], self.grid, c.embed_dim
+        stages, info, grid, dim = [], [], patch_grid(c.img_size, c.patch_size), c.embed_dim
         for i, rates in enumerate(linear_rates(c.drop_path_rate, c.depths)):
             downsample = None
             if i:
@@ -151,12 +149,8 @@ class SwinTransformer(Model):
 
         pyramid=True gives the maps after the stages in `out_indices` instead, not normalised.
         """
+        self.check_size(images)
         x, maps = self.patch_embed(images), []
-        if x.shape[1:3] != self.grid:
-            raise InputError(
-                f"images of {images.shape[1:3]} given, the model's windows are laid out for "
-                f"{pair(self.config.img_size)}: create_model(..., img_size={images.shape[1:3]})"
-            )
         for stage in self.stages:
             x = stage(x, train)
             maps.append(x)
