@@ -27,7 +27,7 @@ def build(case, **kwargs):
 
 
 def create(theirs, **kwargs):
-    """"timm:NAME" or "transformers:CLASS", made small by timm's arguments or by the fields of the config."""
+    """A reference by "timm:NAME" or "transformers:CLASS", made small by timm's arguments or the config's fields."""
     package, name = theirs.split(":")
     if package == "timm":
         return importlib.import_module(package).create_model(name, **kwargs)
