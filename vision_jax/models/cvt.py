@@ -6,7 +6,7 @@ is needed and any image size fits. A class token joins in the last stage. Offici
 here with transformers' port.
 
 Both scale queries by the width of the stage, not of a head. Where they differ: the official MLP has QuickGELU, and so
-had the published weights' training; the port has GELU. `act` chooses, and the default is the port's. Drop path grows
+had the published weights' training, so it is the default; the port has GELU, which `act="gelu"` gives. Drop path grows
 linearly over the blocks of the last stage, as in the official code; the port gives all of them the rate of the third.
 Convolutions start as in the port, from a truncated normal.
 """
@@ -51,7 +51,7 @@ class CvTConfig:
     embed_dims: tuple = (64, 192, 384)
     num_heads: tuple = (1, 3, 6)
     mlp_ratio: float = 4.0
-    act: str = "gelu"
+    act: str = "quick_gelu"
     drop_rate: float = 0.0
     proj_drop_rate: float = 0.0
     attn_drop_rate: float = 0.0
