@@ -42,8 +42,8 @@ class MaxViTConfig:
 
     `window_size` (P, and G of the grid) is a 32nd of the image if None; `tf` chooses the released code's paddings,
     activations and epsilons; `position`: "map" or "table", learned for each offset, or "mlp", a network of the offset
-    with dropout at `position_drop_rate` in its hidden layer. `expand_output`: MBConv's inner channels are four times its
-    output's, else its input's; `se_ratio` is the squeezed channels' share of the output's, else of the inner ones'.
+    with dropout at `position_drop_rate` in its hidden layer. `expand_output`: MBConv's inner channels are four times
+    its output's, else its input's; `se_ratio`: the squeezed channels' share of the output's, else of the inner ones'.
     """
 
     img_size: int | tuple = 224
