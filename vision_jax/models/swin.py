@@ -11,9 +11,8 @@ padded after the shift. A key across the seam of a shift is not seen at all, the
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import jax.numpy as jnp
 from flax import nnx
 
 from vision_jax.layers.block import Block
@@ -25,28 +24,22 @@ from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.patch import PatchEmbed, PatchMerging
 from vision_jax.layers.stack import Stack
 from vision_jax.layers.window import WindowAttention
-from vision_jax.models.base import FeatureInfo, Model, patch_grid
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig, patch_grid
 from vision_jax.registry import check, register
 
 
 @dataclasses.dataclass(frozen=True)
-class SwinConfig:
+class SwinConfig(ModelConfig):
     """A Swin Transformer; `embed_dim` is the paper's C, doubled in each stage, `window_size` its M."""
 
-    img_size: int | tuple = 224
     patch_size: int | tuple = 4
-    in_chans: int = 3
-    num_classes: int = 1000
     embed_dim: int = 96
     depths: tuple = (2, 2, 6, 2)
     num_heads: tuple = (3, 6, 12, 24)
     window_size: int | tuple = 7
     mlp_ratio: float = 4.0
-    drop_rate: float = 0.0
     proj_drop_rate: float = 0.0
     drop_path_rate: float = 0.1
-    remat: str | None = None
-    dtype: Any = jnp.float32
 
     def __post_init__(self):
         check(
