@@ -41,6 +41,7 @@ def test_every_model_has_its_count_told():
     assert {name: model_info(name).params for name in list_models() if name in PARAMS} == PARAMS
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", list_models())
 def test_every_variant(name):
     """Builds abstractly at its own size: count, logits, pyramid, batch of one, bfloat16."""
