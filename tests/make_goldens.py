@@ -31,7 +31,7 @@ def build(case, **kwargs):
 
 
 def create(theirs, **kwargs):
-    """ "timm:NAME", "references.FAMILY:NAME" or "transformers:CLASS", made small by arguments or fields of the config."""
+    """A reference as `Case.theirs` names it, made small by arguments or by fields of its config."""
     package, name = theirs.split(":")
     if package != "transformers":
         return importlib.import_module(package).create_model(name, **kwargs)

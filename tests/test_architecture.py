@@ -98,8 +98,9 @@ def floor_violations(path, source):
 
 
 def _same_family(module, target):
-    family = module[2:3]
-    return target[2:3] == ["base"] or (bool(family) and target[2:3] == family)
+    family, other = module[2:3], target[2:3]
+    revises = bool(family and other) and family[0].startswith(f"{other[0]}_v")  # swin_v2 changes what swin is
+    return other == ["base"] or (bool(family) and other == family) or revises
 
 
 def checkpoint_calls(path, source):

@@ -227,6 +227,7 @@ def test_evaluation_classes_other_than_the_training_ones(refused, tmp_path):
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.heavy
 def test_images_of_several_sizes(refused, tmp_path):
     root = folder(tmp_path / "photos")
     Image.new("RGB", (9, 9)).save(root / "train" / "dog" / "3.png")
@@ -248,6 +249,7 @@ def test_a_workdir_that_cannot_be(refused, tmp_path):
 # --- A run that is there already.
 
 
+@pytest.mark.heavy
 def test_what_a_run_leaves(trained):
     assert {path.name for path in trained.iterdir() if not path.name.startswith("events")} == {
         "checkpoints",
@@ -262,6 +264,7 @@ def test_what_a_run_leaves(trained):
     assert json.loads((trained / "config.json").read_text())["model"]["depth"] == 1
 
 
+@pytest.mark.heavy
 def test_the_run_of_another_model(refused, trained):
     before = contents(trained)
     message = refused(*tiny_run.arguments(trained, "digits_resnet.py", tiny_run.RESNET), lines=None)
@@ -274,6 +277,7 @@ def test_the_run_of_another_model(refused, trained):
     assert contents(trained) == before
 
 
+@pytest.mark.heavy
 def test_evaluation_alone(trained, capsys):
     record = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()][-1]
     assert main(["--mode=eval", "--workdir", str(trained)]) == 0
@@ -282,12 +286,14 @@ def test_evaluation_alone(trained, capsys):
     assert told == {"step": 12, "images": 360, **{k[5:]: v for k, v in record.items() if k.startswith("eval/")}}
 
 
+@pytest.mark.heavy
 def test_evaluation_of_another_step_and_size_of_batch(trained, capsys):
     argv = ["--mode=eval", "--workdir", str(trained), "--step=8", "--config.eval.batch_size=48"]
     assert main(argv) == 0
     assert "step 8, 360 images" in capsys.readouterr().out
 
 
+@pytest.mark.heavy
 def test_evaluation_that_cannot_be(refused, trained, tmp_path):
     before = contents(trained)
     message = refused("--mode=eval", "--workdir", trained, "--step=7", lines=None)
@@ -315,6 +321,7 @@ def digits(tmp_path_factory):
     return root
 
 
+@pytest.mark.heavy
 def test_prediction(trained, digits, capsys, monkeypatch):
     monkeypatch.chdir(digits)
     assert main(["--mode=predict", "--workdir", str(trained), "--images", str(digits), "--images=*.png"]) == 0
@@ -334,6 +341,7 @@ def test_prediction(trained, digits, capsys, monkeypatch):
     assert str(trained / "predict.png") in said.err
 
 
+@pytest.mark.heavy
 def test_prediction_is_that_of_evaluation(trained, monkeypatch):
     """In several batches, the last one not full."""
     monkeypatch.setattr("vision_jax.train.pictures.prediction_grid", lambda *_, **__: None)
@@ -353,6 +361,7 @@ def test_prediction_is_that_of_evaluation(trained, monkeypatch):
     assert np.mean(right) == pytest.approx(record["eval/accuracy"], abs=1e-6)
 
 
+@pytest.mark.heavy
 def test_prediction_that_cannot_be(refused, trained, digits, tmp_path):
     before = contents(trained)
     predict = ("--mode=predict", "--workdir", trained)

@@ -89,6 +89,9 @@ def test_plain_installation_from_the_root_of_a_checkout(plain):
     found = where(python, checkout)
     assert found["vision_jax"] == str(checkout / "vision_jax" / "__init__.py")
     assert found["kernels"] == str(checkout / "kernels" / "__init__.py")
+    told = subprocess.run([python, "-m", "vision_jax.main", "--help"], cwd=checkout, capture_output=True, text=True)
+    assert (told.returncode, told.stderr) == (0, "")
+    assert "--workdir" in told.stdout
 
 
 def test_plain_installation_holds_every_file_and_no_test(plain, root, tmp_path):

@@ -7,7 +7,7 @@ CASES = {
         "cvt_13",
         dict(
             img_size=(50, 70), depths=(1, 2, 3), embed_dims=(12, 16, 24), num_heads=(1, 2, 3), mlp_ratio=3.0,
-            num_classes=7,
+            num_classes=7, act="gelu",
         ),
         "transformers:CvtForImageClassification",
         dict(

@@ -39,3 +39,9 @@ def test_pool_equals_the_definition():
             )
             wanted.append(y + linear(pool.mlp.fc2, np.tanh(linear(pool.mlp.fc1, z))))
         np.testing.assert_allclose(pool(x), wanted, rtol=1e-11)
+
+
+def test_latent_starts_within_two_deviations():
+    latent = AttentionPoolLatent(1024, 2, 1, norm=functools.partial(LayerNorm, epsilon=1e-6)).latent[...]
+    assert abs(latent).max() <= 2 / 32
+    assert abs(latent.std() * 32 - 0.88) < 0.1  # what the cut leaves of the deviation

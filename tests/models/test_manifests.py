@@ -20,6 +20,7 @@ def test_every_variant_has_its_manifest(family):
     assert sorted(manifests.load(family)) == [name for f, name in VARIANTS if f == family]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("family", "name"), VARIANTS, ids=lambda value: value)
 def test_variant(family, name):
     theirs, info = manifests.load(family)[name], vj.model_info(name)

@@ -41,6 +41,7 @@ def test_every_model_has_its_count_told():
     assert {name: model_info(name).params for name in list_models() if name in PARAMS} == PARAMS
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", list_models())
 def test_every_variant(name):
     """Builds abstractly at its own size: count, logits, pyramid, batch of one, bfloat16."""
@@ -48,7 +49,8 @@ def test_every_variant(name):
     assert _count(model) == info.params
     images = (1, *np.broadcast_to(info.config.img_size, 2).tolist(), info.config.in_chans)
     logits = _shape(model, images)
-    assert (logits.shape, logits.dtype) == ((1, 1000), jnp.float32)
+    width = info.config.num_classes or model.feature_info[-1].channels  # without a head, the pooled features
+    assert (logits.shape, logits.dtype) == ((1, width), jnp.float32)
     maps = _shape(model, images, method="forward_features", pyramid=True)
     expected = [(1, images[1] // m.reduction, images[2] // m.reduction, m.channels) for m in model.feature_info]
     assert [m.shape for m in maps] == expected
@@ -155,6 +157,9 @@ def test_vit_errors():
         ({"img_size": 30}, r"img_size=30 is not a multiple of patch_size=4; the nearest is 32"),
         ({"img_size": (32, 1)}, r"img_size=\(32, 1\) is not a multiple of patch_size=4; the nearest is 4"),
         ({"num_heads": 3}, "embed_dim=16 must be a multiple of num_heads=3"),
+        ({"act": "relu"}, "act='relu': one of 'gelu', 'gelu_tanh'"),
+        ({"distilled": True, "reg_tokens": 1}, "distilled=True needs global_pool='token', reg_tokens=0"),
+        ({"img_size": 3, "drop_edge": True}, r"img_size=3 is not a multiple of patch_size=4; the nearest is 4"),
         ({"global_pool": "max"}, "global_pool='max': one of 'token', 'avg'"),
         ({"class_token": False}, "global_pool='token' needs class_token=True; or use 'avg'"),
     ):

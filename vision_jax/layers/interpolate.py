@@ -9,23 +9,20 @@ import numpy as np
 def bicubic(x, size):
     """Bicubic interpolation of a map, [B, H, W, C] -> [B, *size, C].
 
-    Torch's: kernel parameter -0.75, pixels' centres aligned, the border repeated, no antialiasing. Each axis is one
-    matrix product.
+    Torch's: kernel parameter -0.75, pixels' centres aligned, the border repeated, no antialiasing.
     """
-    rows, columns = (_bicubic_weights(n, out) for n, out in zip(x.shape[1:3], size, strict=True))
-    return jnp.einsum("yh,xw,bhwc->byxc", rows.astype(x.dtype), columns.astype(x.dtype), x)
+    for axis, out in zip((1, 2), size, strict=True):
+        shape = [out if i == axis else 1 for i in range(4)]
+        taps = zip(*_bicubic_taps(x.shape[axis], out), strict=True)
+        x = sum(jnp.take(x, pixels, axis) * weights.astype(x.dtype).reshape(shape) for pixels, weights in taps)
+    return x
 
 
 @functools.cache
-def _bicubic_weights(n, out):
-    """[out, n]: the weight of each pixel in each new one (Keys, 1981, equation 4 with a = -0.75)."""
-    a = -0.75
-    centre = (np.arange(out) + 0.5) * n / out - 0.5
-    weights = np.zeros((out, n))
-    for offset in range(-1, 3):
-        pixel = np.floor(centre) + offset
-        d = np.abs(centre - pixel)
-        near, far = ((a + 2) * d - (a + 3)) * d * d + 1, a * (((d - 5) * d + 8) * d - 4)
-        place = np.clip(pixel, 0, n - 1).astype(int)
-        np.add.at(weights, (np.arange(out), place), np.where(d <= 1, near, far))
-    return weights
+def _bicubic_taps(n, out):
+    """(pixels, weights), [4, out] each: the four that make each new pixel (Keys, 1981, equation 4 with a = -0.75)."""
+    a, centre = -0.75, (np.arange(out) + 0.5) * n / out - 0.5
+    pixels = np.floor(centre) + np.arange(-1, 3)[:, None]
+    d = np.abs(centre - pixels)
+    near, far = ((a + 2) * d - (a + 3)) * d * d + 1, a * (((d - 5) * d + 8) * d - 4)
+    return np.clip(pixels, 0, n - 1).astype(np.int32), np.where(d <= 1, near, far)

@@ -14,6 +14,11 @@ from vision_jax.layers.resample import resample_relative_bias
 from vision_jax.parameters import Normal, param, trunc_normal, xavier_uniform
 
 
+def relative_bias(table, window_size):
+    """A table of relative positions [(2h-1) (2w-1), heads] -> a bias for each query and key, [heads, N, N]."""
+    return table[relative_index(*window_size)].transpose(2, 0, 1)
+
+
 class RelativeBias(nnx.Module):
     """A table for the query's position minus the key's, [(2h-1) (2w-1), heads].
 
@@ -29,7 +34,7 @@ class RelativeBias(nnx.Module):
         self.relative_position_bias_table = param(((2 * h - 1) * (2 * w - 1), num_heads), trunc_normal)
 
     def __call__(self, train=None):
-        return self.relative_position_bias_table[...][relative_index(*self.window_size)].transpose(2, 0, 1)
+        return relative_bias(self.relative_position_bias_table[...], self.window_size)
 
     def resample(self, leaf, array):
         """A table made for another window, at this one's."""
@@ -78,7 +83,7 @@ class RelativeBiasMlp(nnx.Module):
         self.mlp = OffsetMlp(hidden, num_heads, drop=drop, dtype=dtype)
 
     def __call__(self, train=None):
-        return self.mlp(log_offsets(*self.window_size), train)[relative_index(*self.window_size)].transpose(2, 0, 1)
+        return relative_bias(self.mlp(log_offsets(*self.window_size), train), self.window_size)
 
 
 class OffsetMlp(nnx.Module):

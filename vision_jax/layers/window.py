@@ -7,7 +7,7 @@ from vision_jax.kernels import window_attention
 from vision_jax.layers.attention import QKV
 from vision_jax.layers.drop import dropout
 from vision_jax.layers.linear import Linear
-from vision_jax.layers.position import relative_index
+from vision_jax.layers.relative_bias import relative_bias
 from vision_jax.layers.resample import resample_relative_bias
 from vision_jax.parameters import param, trunc_normal
 
@@ -43,11 +43,6 @@ class WindowAttention(nnx.Module):
     def resample(self, leaf, array):
         """A parameter made for another window, at this one's."""
         return resample_relative_bias(array, self.window_size) if leaf == "relative_position_bias_table" else array
-
-
-def relative_bias(table, window_size):
-    """A table of relative positions [(2h-1) (2w-1), heads] -> a bias for each query and key, [heads, N, N]."""
-    return table[relative_index(*window_size)].transpose(2, 0, 1)
 
 
 def pad_to_windows(x, window_size, shift):

@@ -1,14 +1,38 @@
 """What every model shares."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from vision_jax.errors import InputError
 from vision_jax.layers.conv import pair
 from vision_jax.registry import check, create_model, fill
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The fields that the configs of all families share.
+
+    Attributes:
+      img_size: height and width of the images, in pixels.
+      in_chans: their channels.
+      num_classes: of the classifier; 0 for pooled features.
+      drop_rate: dropout before the classifier.
+      drop_path_rate: of the last block; where not said otherwise it grows linearly from 0 at the first.
+      remat: what the backward pass recomputes: see `layers.stack`.
+      dtype: of the computation; parameters are float32.
+    """
+
+    img_size: int | tuple = 224
+    in_chans: int = 3
+    num_classes: int = 1000
+    drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    remat: str | None = None
+    dtype: Any = jnp.float32
 
 
 class FeatureInfo(NamedTuple):

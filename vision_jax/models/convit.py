@@ -10,7 +10,6 @@ its sum in both; the sum is one, and the division is left out.
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,19 +27,16 @@ from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.patch import PatchEmbed
 from vision_jax.layers.resample import resample_positions
 from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Model
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig
 from vision_jax.parameters import ones, param, trunc_normal
 from vision_jax.registry import check, check_img_size, register
 
 
 @dataclasses.dataclass(frozen=True)
-class ConViTConfig:
+class ConViTConfig(ModelConfig):
     """A ConViT: the first `local_depth` blocks attend by position; `locality_strength` is the paper's alpha."""
 
-    img_size: int | tuple = 224
     patch_size: int = 16
-    in_chans: int = 3
-    num_classes: int = 1000
     embed_dim: int = 192
     depth: int = 12
     local_depth: int = 10
@@ -48,14 +44,10 @@ class ConViTConfig:
     mlp_ratio: float = 4.0
     qkv_bias: bool = False
     locality_strength: float = 1.0
-    drop_rate: float = 0.0
     pos_drop_rate: float = 0.0
     proj_drop_rate: float = 0.0
     attn_drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
     scan_blocks: bool = False
-    remat: str | None = None
-    dtype: Any = jnp.float32
 
     def __post_init__(self):
         check(

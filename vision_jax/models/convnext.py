@@ -11,9 +11,8 @@ Of V2 only timm's files are read: the official ones keep GRN's parameters as [1,
 import dataclasses
 import functools
 import re
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import jax.numpy as jnp
 from flax import nnx
 
 from vision_jax.functional import tap
@@ -29,7 +28,7 @@ from vision_jax.layers.rms_norm import RMSNorm, SimpleNorm
 from vision_jax.layers.scale import LayerScale
 from vision_jax.layers.stack import Stack
 from vision_jax.mesh import constrain_batch
-from vision_jax.models.base import FeatureInfo, Stage, StagedModel
+from vision_jax.models.base import FeatureInfo, ModelConfig, Stage, StagedModel
 from vision_jax.registry import INCEPTION_MEAN, INCEPTION_STD, check, register
 
 NORMS = {"layer": LayerNorm, "rms": RMSNorm, "simple": SimpleNorm}
@@ -37,7 +36,7 @@ STEMS = ("patch", "overlap", "overlap_tiered", "overlap_act")
 
 
 @dataclasses.dataclass(frozen=True)
-class ConvNeXtConfig:
+class ConvNeXtConfig(ModelConfig):
     """A ConvNeXt.
 
     `stem`: "patch", a 4x4 convolution of stride 4; or "overlap", two 3x3 of stride 2, of half the channels first
@@ -47,9 +46,6 @@ class ConvNeXtConfig:
     MLPs as 1x1 convolutions; the computation is the same.
     """
 
-    img_size: int | tuple = 224
-    in_chans: int = 3
-    num_classes: int = 1000
     stem: str = "patch"
     depths: tuple = (3, 3, 9, 3)
     embed_dims: tuple = (96, 192, 384, 768)
@@ -62,11 +58,7 @@ class ConvNeXtConfig:
     head_norm_first: bool = False
     head_hidden: int | None = None
     conv_mlp: bool = False
-    drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
     scan_blocks: bool = False
-    remat: str | None = None
-    dtype: Any = jnp.float32
 
     def __post_init__(self):
         check(self.stem in STEMS, f"stem={self.stem!r}: one of {STEMS}")

@@ -10,7 +10,7 @@ resized to 14/15, so that 16 divides it where 12 divides the image; "dagger" mod
 import dataclasses
 import functools
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +28,13 @@ from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.patch import PatchEmbed
 from vision_jax.layers.resample import resample_positions
 from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Model
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig
 from vision_jax.parameters import param, torch_default, trunc_normal
 from vision_jax.registry import check, check_img_size, register
 
 
 @dataclasses.dataclass(frozen=True)
-class CrossViTConfig:
+class CrossViTConfig(ModelConfig):
     """A CrossViT: pairs are of the branches, small patches first.
 
     `num_encoders` is the paper's K, `depths` its N and M. A branch sees the image at `img_scale`, rounded to a multiple
@@ -44,8 +44,6 @@ class CrossViTConfig:
     img_size: int | tuple = 240
     img_scale: tuple = (1.0, 224 / 240)
     patch_size: tuple = (12, 16)
-    in_chans: int = 3
-    num_classes: int = 1000
     embed_dim: tuple = (192, 384)
     num_encoders: int = 3
     depths: tuple = (1, 4)
@@ -53,14 +51,10 @@ class CrossViTConfig:
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
     conv_stem: bool = False
-    drop_rate: float = 0.0
     pos_drop_rate: float = 0.0
     proj_drop_rate: float = 0.0
     attn_drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
     scan_blocks: bool = False
-    remat: str | None = None
-    dtype: Any = jnp.float32
 
     def __post_init__(self):
         for field in ("img_scale", "patch_size", "embed_dim", "depths", "num_heads"):

@@ -6,14 +6,14 @@ is needed and any image size fits. A class token joins in the last stage. Offici
 here with transformers' port.
 
 Both scale queries by the width of the stage, not of a head. Where they differ: the official MLP has QuickGELU, and so
-had the published weights' training; the port has GELU. `act` chooses, and the default is the port's. Drop path grows
+had the published weights' training, so it is the default; the port has GELU, which `act="gelu"` gives. Drop path grows
 linearly over the blocks of the last stage, as in the official code; the port gives all of them the rate of the third.
 Convolutions start as in the port, from a truncated normal.
 """
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from vision_jax.layers.mlp import Mlp, gelu, quick_gelu
 from vision_jax.layers.norm import BatchNorm, LayerNorm
 from vision_jax.layers.patch import PatchEmbed
 from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Model
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig
 from vision_jax.parameters import param, trunc_normal, zeros
 from vision_jax.registry import check, register
 
@@ -37,28 +37,21 @@ _ACTS = {"gelu": gelu, "quick_gelu": quick_gelu}
 
 
 @dataclasses.dataclass(frozen=True)
-class CvTConfig:
+class CvTConfig(ModelConfig):
     """A CvT; a number a stage for `depths`, `embed_dims` and `num_heads`.
 
     `act`: "gelu" or "quick_gelu". `drop_path_rate`: of the last block; the rates grow from 0 over the last stage, the
     others have none.
     """
 
-    img_size: int | tuple = 224
-    in_chans: int = 3
-    num_classes: int = 1000
     depths: tuple = (1, 2, 10)
     embed_dims: tuple = (64, 192, 384)
     num_heads: tuple = (1, 3, 6)
     mlp_ratio: float = 4.0
-    act: str = "gelu"
-    drop_rate: float = 0.0
+    act: str = "quick_gelu"
     proj_drop_rate: float = 0.0
     attn_drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
     scan_blocks: bool = False
-    remat: str | None = None
-    dtype: Any = jnp.float32
 
     def __post_init__(self):
         for field in ("depths", "embed_dims", "num_heads"):

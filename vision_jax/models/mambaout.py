@@ -8,7 +8,7 @@ convolution, and no norm inside the head. timm starts that scale at 1e-5 whateve
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -25,14 +25,14 @@ from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.scale import LayerScale
 from vision_jax.layers.stack import Stack
 from vision_jax.mesh import constrain_batch
-from vision_jax.models.base import FeatureInfo, Stage, StagedModel
+from vision_jax.models.base import FeatureInfo, ModelConfig, Stage, StagedModel
 from vision_jax.registry import check, register
 
 ACTIVATIONS = {"gelu": gelu, "silu": jax.nn.silu}
 
 
 @dataclasses.dataclass(frozen=True)
-class MambaOutConfig:
+class MambaOutConfig(ModelConfig):
     """A MambaOut.
 
     `expansion_ratio`: channels of the gate over those of the block. `conv_ratio`: channels that are convolved over
@@ -41,9 +41,6 @@ class MambaOutConfig:
     "silu".
     """
 
-    img_size: int | tuple = 224
-    in_chans: int = 3
-    num_classes: int = 1000
     depths: tuple = (3, 3, 9, 3)
     embed_dims: tuple = (96, 192, 384, 576)
     expansion_ratio: float = 8 / 3
@@ -54,11 +51,7 @@ class MambaOutConfig:
     norm_first: bool = False
     head_norm: bool = True
     layer_scale_init: float | None = None
-    drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
     scan_blocks: bool = False
-    remat: str | None = None
-    dtype: Any = jnp.float32
 
     def __post_init__(self):
         check(

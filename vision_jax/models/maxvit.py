@@ -11,7 +11,6 @@ a block's input, not its output); `_rmlp_` says that a small network makes the r
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +28,7 @@ from vision_jax.layers.mlp import Mlp, gelu
 from vision_jax.layers.norm import BatchNorm, LayerNorm
 from vision_jax.layers.relative_bias import RelativeBias, RelativeBiasMap, RelativeBiasMlp
 from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Model, check_stages
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig, check_stages
 from vision_jax.parameters import Normal, kaiming_normal, torch_default, xavier_uniform
 from vision_jax.registry import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, INCEPTION_STD, check, register
 
@@ -37,19 +36,15 @@ POSITIONS = {"map": RelativeBiasMap, "table": RelativeBias, "mlp": RelativeBiasM
 
 
 @dataclasses.dataclass(frozen=True)
-class MaxViTConfig:
+class MaxViTConfig(ModelConfig):
     """A MaxViT.
 
     `window_size` (P, and G of the grid) is a 32nd of the image if None; `tf` chooses the released code's paddings,
-    activations and epsilons; `position`: "map" or "table", learned for each offset, or "mlp", a network of the offset with
-    dropout at `position_drop_rate` in its hidden layer.
-    `expand_output`: MBConv's inner channels are four times its output's, else its input's; `se_ratio` is the squeezed
-    channels' share of the output's, else of the inner ones'.
+    activations and epsilons; `position`: "map" or "table", learned for each offset, or "mlp", a network of the offset
+    with dropout at `position_drop_rate` in its hidden layer. `expand_output`: MBConv's inner channels are four times
+    its output's, else its input's; `se_ratio` is the squeezed channels' share of the output's, else of the inner ones'.
     """
 
-    img_size: int | tuple = 224
-    in_chans: int = 3
-    num_classes: int = 1000
     depths: tuple = (2, 2, 5, 2)
     embed_dims: tuple = (64, 128, 256, 512)
     stem_dims: tuple = (64, 64)
@@ -62,10 +57,6 @@ class MaxViTConfig:
     position: str = "map"
     position_drop_rate: float = 0.125
     layer_scale_init: float | None = None
-    drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
-    remat: str | None = None
-    dtype: Any = jnp.float32
 
     def __post_init__(self):
         check_stages(self, "embed_dims")

@@ -14,7 +14,7 @@ from the paper's 0.8944 and -0.4472.
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ from vision_jax.layers.mlp import Mlp, gelu
 from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.pooling import avg_pool
 from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Stage, StagedModel
+from vision_jax.models.base import FeatureInfo, ModelConfig, Stage, StagedModel
 from vision_jax.parameters import buffer, ones, param, zeros
 from vision_jax.registry import check, register
 
@@ -128,7 +128,7 @@ class SoftmaxOfUniform:
 
 
 @dataclasses.dataclass(frozen=True)
-class MetaFormerConfig:
+class MetaFormerConfig(ModelConfig):
     """A MetaFormer.
 
     `mixers`: the token mixer of each stage, "identity", "random", "pool", "conv" or "attention". `norm`: "layer" over
@@ -138,9 +138,6 @@ class MetaFormerConfig:
     attention; the computation is the same.
     """
 
-    img_size: int | tuple = 224
-    in_chans: int = 3
-    num_classes: int = 1000
     depths: tuple = (2, 2, 6, 2)
     embed_dims: tuple = (64, 128, 320, 512)
     mixers: tuple = ("pool", "pool", "pool", "pool")
@@ -155,12 +152,8 @@ class MetaFormerConfig:
     layer_scale_init: float | None = None
     res_scale_init: tuple = (None, None, 1.0, 1.0)
     mlp_head: bool = False
-    drop_rate: float = 0.0
     proj_drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
     scan_blocks: bool = False
-    remat: str | None = None
-    dtype: Any = jnp.float32
 
     def __post_init__(self):
         for field in ("embed_dims", "mixers", "res_scale_init"):

@@ -9,9 +9,7 @@ grows with depth; as in timm every block has the same.
 import dataclasses
 import functools
 import math
-from typing import Any, ClassVar
-
-import jax.numpy as jnp
+from typing import ClassVar
 
 from vision_jax.errors import InputError
 from vision_jax.layers.block import Block
@@ -22,28 +20,21 @@ from vision_jax.layers.mlp import Mlp
 from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.patch import PatchEmbed
 from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Model
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig
 from vision_jax.parameters import Normal, lecun_normal, xavier_uniform, zeros
 from vision_jax.registry import INCEPTION_MEAN, INCEPTION_STD, check, register
 
 
 @dataclasses.dataclass(frozen=True)
-class MixerConfig:
+class MixerConfig(ModelConfig):
     """A Mixer. `mlp_ratio`: hidden features of the tokens' MLP and of the channels', as multiples of `embed_dim`."""
 
-    img_size: int | tuple = 224
     patch_size: int | tuple = 16
-    in_chans: int = 3
-    num_classes: int = 1000
     embed_dim: int = 512
     depth: int = 8
     mlp_ratio: tuple = (0.5, 4.0)
-    drop_rate: float = 0.0
     proj_drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
     scan_blocks: bool = False
-    remat: str | None = None
-    dtype: Any = jnp.float32
 
     def __post_init__(self):
         sides, patches = pair(self.img_size), pair(self.patch_size)
@@ -63,6 +54,7 @@ class TokenMlp(Mlp):
 class MlpMixer(Model):
     """Images [B, H, W, C] -> logits [B, num_classes]."""
 
+    classifier = ("head",)
     torch_names: ClassVar = {
         "timm": ((r"^patch_embed\.", "stem."), (r"\.attn\.", ".mlp_tokens."), (r"\.mlp\.", ".mlp_channels."))
     }

@@ -12,7 +12,7 @@ and of reduced maps). A pyramid's maps are those before the final norm, as in th
 import dataclasses
 import functools
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -28,33 +28,26 @@ from vision_jax.layers.patch import PatchEmbed
 from vision_jax.layers.reduced_attention import ReducedAttention
 from vision_jax.layers.resample import resample_positions
 from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Model, check_stages
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig, check_stages
 from vision_jax.parameters import param, trunc_normal, zeros
 from vision_jax.registry import check, register
 
 
 @dataclasses.dataclass(frozen=True)
-class PVTConfig:
+class PVTConfig(ModelConfig):
     """A PVT; a number a stage for depths (L), embed_dims (C), num_heads (N), sr_ratios (R) and mlp_ratios (E).
 
     `drop_rate` drops after the positions, the attention's projection and both maps of the feed-forward network.
     """
 
-    img_size: int | tuple = 224
-    in_chans: int = 3
-    num_classes: int = 1000
     depths: tuple = (2, 2, 2, 2)
     embed_dims: tuple = (64, 128, 320, 512)
     num_heads: tuple = (1, 2, 5, 8)
     sr_ratios: tuple = (8, 4, 2, 1)
     mlp_ratios: tuple = (8, 8, 4, 4)
     qkv_bias: bool = True
-    drop_rate: float = 0.0
     attn_drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
     scan_blocks: bool = False
-    remat: str | None = None
-    dtype: Any = jnp.float32
 
     def __post_init__(self):
         check_stages(self, "embed_dims", "num_heads", "sr_ratios", "mlp_ratios")

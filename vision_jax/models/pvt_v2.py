@@ -10,9 +10,7 @@ depthwise convolution that the paper does not mention.
 
 import dataclasses
 import functools
-from typing import Any
 
-import jax.numpy as jnp
 from flax import nnx
 
 from vision_jax.layers.block import Block
@@ -23,21 +21,18 @@ from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.patch import PatchEmbed
 from vision_jax.layers.reduced_attention import ReducedAttention
 from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Model, check_stages
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig, check_stages
 from vision_jax.parameters import kaiming_normal, zeros
 from vision_jax.registry import register
 
 
 @dataclasses.dataclass(frozen=True)
-class PVTv2Config:
+class PVTv2Config(ModelConfig):
     """A PVT v2; a number a stage for depths (L), embed_dims (C), num_heads (N), sr_ratios (R) and mlp_ratios (E).
 
     `linear`: average the keys' map to 7 x 7 instead of shrinking it `sr_ratios` times.
     """
 
-    img_size: int | tuple = 224
-    in_chans: int = 3
-    num_classes: int = 1000
     depths: tuple = (3, 4, 6, 3)
     embed_dims: tuple = (64, 128, 320, 512)
     num_heads: tuple = (1, 2, 5, 8)
@@ -45,13 +40,9 @@ class PVTv2Config:
     mlp_ratios: tuple = (8, 8, 4, 4)
     qkv_bias: bool = True
     linear: bool = False
-    drop_rate: float = 0.0
     proj_drop_rate: float = 0.0
     attn_drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
     scan_blocks: bool = False
-    remat: str | None = None
-    dtype: Any = jnp.float32
 
     def __post_init__(self):
         check_stages(self, "embed_dims", "num_heads", "sr_ratios", "mlp_ratios")

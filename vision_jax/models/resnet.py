@@ -10,10 +10,9 @@ compared here with timm's. As in the released torch and timm weights, a bottlene
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from vision_jax.functional import tap
@@ -24,13 +23,13 @@ from vision_jax.layers.norm import BatchNorm
 from vision_jax.layers.pooling import avg_pool, max_pool
 from vision_jax.layers.stack import Stack
 from vision_jax.mesh import constrain_batch
-from vision_jax.models.base import FeatureInfo, Model
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig
 from vision_jax.parameters import kaiming_normal, ones, torch_default, zeros
 from vision_jax.registry import INCEPTION_MEAN, INCEPTION_STD, check, register
 
 
 @dataclasses.dataclass(frozen=True)
-class ResNetConfig:
+class ResNetConfig(ModelConfig):
     """A ResNet.
 
     `block`: "basic" (two 3x3) or "bottleneck" (1x1, 3x3, 1x1 to four times the channels). `deep_stem`: channels of the
@@ -39,9 +38,6 @@ class ResNetConfig:
     is 64 (ResNeXt's C and d).
     """
 
-    img_size: int | tuple = 224
-    in_chans: int = 3
-    num_classes: int = 1000
     block: str = "basic"
     depths: tuple = (2, 2, 2, 2)
     stem_dim: int = 64
@@ -50,11 +46,7 @@ class ResNetConfig:
     avg_down: bool = False
     cardinality: int = 1
     base_width: int = 64
-    drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
     zero_init_last: bool = True
-    remat: str | None = None
-    dtype: Any = jnp.float32
 
     def __post_init__(self):
         check(self.block in ("basic", "bottleneck"), f"block={self.block!r}: one of 'basic', 'bottleneck'")

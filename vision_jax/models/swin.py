@@ -11,12 +11,10 @@ padded after the shift. A key across the seam of a shift is not seen at all, the
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import jax.numpy as jnp
 from flax import nnx
 
-from vision_jax.errors import InputError
 from vision_jax.layers.block import Block
 from vision_jax.layers.conv import pair
 from vision_jax.layers.drop import dropout, linear_rates
@@ -26,28 +24,22 @@ from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.patch import PatchEmbed, PatchMerging
 from vision_jax.layers.stack import Stack
 from vision_jax.layers.window import WindowAttention
-from vision_jax.models.base import FeatureInfo, Model, patch_grid
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig, patch_grid
 from vision_jax.registry import check, register
 
 
 @dataclasses.dataclass(frozen=True)
-class SwinConfig:
+class SwinConfig(ModelConfig):
     """A Swin Transformer; `embed_dim` is the paper's C, doubled in each stage, `window_size` its M."""
 
-    img_size: int | tuple = 224
     patch_size: int | tuple = 4
-    in_chans: int = 3
-    num_classes: int = 1000
     embed_dim: int = 96
     depths: tuple = (2, 2, 6, 2)
     num_heads: tuple = (3, 6, 12, 24)
     window_size: int | tuple = 7
     mlp_ratio: float = 4.0
-    drop_rate: float = 0.0
     proj_drop_rate: float = 0.0
     drop_path_rate: float = 0.1
-    remat: str | None = None
-    dtype: Any = jnp.float32
 
     def __post_init__(self):
         check(
@@ -112,9 +104,8 @@ class SwinTransformer(Model):
 
     def __init__(self, config):
         c = self.config = config
-        self.grid = patch_grid(c.img_size, c.patch_size)
         self.patch_embed = PatchEmbed(c.in_chans, c.embed_dim, c.patch_size, norm=self._norm, dtype=c.dtype)
-        stages, info, grid, dim = [], [], self.grid, c.embed_dim
+        stages, info, grid, dim = [], [], patch_grid(c.img_size, c.patch_size), c.embed_dim
         for i, rates in enumerate(linear_rates(c.drop_path_rate, c.depths)):
             downsample = None
             if i:
@@ -151,12 +142,8 @@ class SwinTransformer(Model):
 
         pyramid=True gives the maps after the stages in `out_indices` instead, not normalised.
         """
+        self.check_size(images)
         x, maps = self.patch_embed(images), []
-        if x.shape[1:3] != self.grid:
-            raise InputError(
-                f"images of {images.shape[1:3]} given, the model's windows are laid out for "
-                f"{pair(self.config.img_size)}: create_model(..., img_size={images.shape[1:3]})"
-            )
         for stage in self.stages:
             x = stage(x, train)
             maps.append(x)

@@ -26,7 +26,8 @@ from vision_jax.layers.mlp import Mlp
 from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.patch import PatchMerging
 from vision_jax.layers.position import log_spaced_offsets
-from vision_jax.layers.window import crop_windows, pad_to_windows, relative_bias
+from vision_jax.layers.relative_bias import relative_bias
+from vision_jax.layers.window import crop_windows, pad_to_windows
 from vision_jax.models.swin import OFFICIAL, SIZES, TIMM, SwinConfig, SwinTransformer, huggingface
 from vision_jax.parameters import Constant, param, zeros
 from vision_jax.registry import check, register

@@ -11,7 +11,7 @@ the whole image before it is cut, and normalises word by word.
 import dataclasses
 import functools
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -25,20 +25,17 @@ from vision_jax.layers.mlp import Mlp
 from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.resample import resample_positions
 from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Model
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig
 from vision_jax.parameters import param, torch_default, trunc_normal
 from vision_jax.registry import INCEPTION_MEAN, INCEPTION_STD, check, check_img_size, register
 
 
 @dataclasses.dataclass(frozen=True)
-class TNTConfig:
+class TNTConfig(ModelConfig):
     """A TNT: `inner_dim` channels a word, `embed_dim` a patch; words lie `stride` pixels apart."""
 
-    img_size: int | tuple = 224
     patch_size: int = 16
     stride: int = 4
-    in_chans: int = 3
-    num_classes: int = 1000
     embed_dim: int = 384
     inner_dim: int = 24
     depth: int = 12
@@ -47,14 +44,10 @@ class TNTConfig:
     mlp_ratio: float = 4.0
     qkv_bias: bool = False
     legacy: bool = False
-    drop_rate: float = 0.0
     pos_drop_rate: float = 0.0
     proj_drop_rate: float = 0.0
     attn_drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
     scan_blocks: bool = False
-    remat: str | None = None
-    dtype: Any = jnp.float32
 
     def __post_init__(self):
         for dim, heads in (("embed_dim", "num_heads"), ("inner_dim", "inner_num_heads")):

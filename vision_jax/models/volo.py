@@ -10,7 +10,7 @@ arXiv:2104.10858), each patch has a label of its own: `token_labels=True` gives 
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from vision_jax.layers.norm import BatchNorm, LayerNorm
 from vision_jax.layers.pooling import avg_pool
 from vision_jax.layers.resample import resample_positions
 from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Model, TokenLogits
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig, TokenLogits
 from vision_jax.parameters import param, torch_default, trunc_normal
 from vision_jax.registry import check, check_img_size, register
 
@@ -37,15 +37,12 @@ PATCH, HALVED = 8, 2  # pixels of an outlooker's token, and these of a transform
 
 
 @dataclasses.dataclass(frozen=True)
-class VOLOConfig:
+class VOLOConfig(ModelConfig):
     """A VOLO: one stage of outlookers, then transformers, the first of each tuple being the outlookers'.
 
     `token_labels`: the train mode gives `TokenLogits`; `mix_token`: it then mixes each image with another.
     """
 
-    img_size: int | tuple = 224
-    in_chans: int = 3
-    num_classes: int = 1000
     stem_dim: int = 64
     embed_dims: tuple = (192, 384, 384, 384)
     depths: tuple = (4, 4, 8, 2)
@@ -55,13 +52,9 @@ class VOLOConfig:
     qkv_bias: bool = False
     token_labels: bool = False
     mix_token: bool = False
-    drop_rate: float = 0.0
     pos_drop_rate: float = 0.0
     attn_drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
     scan_blocks: bool = False
-    remat: str | None = None
-    dtype: Any = jnp.float32
 
     def __post_init__(self):
         for field in ("depths", "num_heads"):

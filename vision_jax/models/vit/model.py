@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 
@@ -21,7 +21,7 @@ from vision_jax.layers.patch import PatchEmbed
 from vision_jax.layers.position import sincos_2d
 from vision_jax.layers.resample import resample_positions
 from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Model
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig
 from vision_jax.models.vit.dialects import BIG_VISION, HF, HF_MODULES
 from vision_jax.parameters import Normal, param, trunc_normal
 from vision_jax.registry import check
@@ -30,7 +30,7 @@ _ACT = {"gelu": gelu, "gelu_tanh": gelu_tanh}
 
 
 @dataclasses.dataclass(frozen=True)
-class ViTConfig:
+class ViTConfig(ModelConfig):
     """A ViT.
 
     Attributes:
@@ -43,10 +43,7 @@ class ViTConfig:
       drop_edge: ignore the pixels beyond the last whole patch (SigLIP's 384 at patches of 14), else refused.
     """
 
-    img_size: int | tuple = 224
     patch_size: int | tuple = 16
-    in_chans: int = 3
-    num_classes: int = 1000
     embed_dim: int = 768
     depth: int = 12
     num_heads: int = 12
@@ -64,14 +61,10 @@ class ViTConfig:
     position: str = "learned"
     drop_edge: bool = False
     layer_scale_init: float | None = None
-    drop_rate: float = 0.0
     pos_drop_rate: float = 0.0
     proj_drop_rate: float = 0.0
     attn_drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
     scan_blocks: bool = False
-    remat: str | None = None
-    dtype: Any = jnp.float32
 
     def __post_init__(self):
         dim, heads, pool, fixed = self.embed_dim, self.num_heads, self.global_pool, self.position == "sincos2d"

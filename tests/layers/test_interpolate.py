@@ -1,0 +1,26 @@
+import numpy as np
+import pytest
+
+from vision_jax.layers.interpolate import bicubic
+
+
+def keys(d, a=-0.75):
+    """The kernel of Keys, 1981, equation 4."""
+    d = abs(d)
+    if d <= 1:
+        return (a + 2) * d**3 - (a + 3) * d**2 + 1
+    return a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a if d < 2 else 0.0
+
+
+@pytest.mark.parametrize("size", [(9, 4), (5, 12), (7, 6)])
+def test_equals_the_definition(size):
+    x = np.random.default_rng(0).normal(size=(2, 7, 6, 3)).astype(np.float32)
+    wanted = np.zeros((2, *size, 3))
+    for row in range(size[0]):
+        for column in range(size[1]):
+            y, z = (row + 0.5) * 7 / size[0] - 0.5, (column + 0.5) * 6 / size[1] - 0.5
+            for i in range(int(np.floor(y)) - 1, int(np.floor(y)) + 3):
+                for j in range(int(np.floor(z)) - 1, int(np.floor(z)) + 3):
+                    pixel = x[:, min(max(i, 0), 6), min(max(j, 0), 5)]
+                    wanted[:, row, column] += keys(y - i) * keys(z - j) * pixel
+    np.testing.assert_allclose(bicubic(x, size), wanted, rtol=0, atol=1e-5)

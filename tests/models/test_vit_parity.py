@@ -1,0 +1,83 @@
+"""ViTs with other tokens and heads against timm, live: another image size, SigLIP's `.npz` files, DeiT's two heads."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+import golden
+import vision_jax as vj
+
+pytestmark = pytest.mark.parity
+
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 7}
+TOKENS = ("vit_wee_patch16_reg1_gap_256", "vit_so150m2_patch16_reg1_gap_256", "vit_giant_patch14_reg4_dinov2",
+          "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224", "vit_base_patch16_siglip_224")  # fmt: skip
+
+
+def filled(reference, name, **fields):
+    """timm's model, in evaluation mode."""
+    torch, model = reference("torch"), reference("timm").create_model(name, **{**SMALL, **fields})
+    with torch.no_grad():
+        for key, leaf in model.state_dict().items():
+            leaf.copy_(torch.from_numpy(golden.fill(key, tuple(leaf.shape))))
+    return model.eval()
+
+
+def assert_equal(reference, ours, theirs, size, tolerance):
+    torch, images = reference("torch"), golden.images(size)
+    with torch.no_grad():
+        wanted = theirs(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    assert golden.error(wanted[:1], wanted[1:2]) > 1e-2  # it sees the images
+    np.testing.assert_allclose(vj.jit(ours)(images), wanted, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("size", [(48, 40), (16, 24)])
+@pytest.mark.parametrize("name", TOKENS)
+def test_another_resolution_equals_timm(reference, name, size):
+    module = reference("timm.models.deit" if name.startswith("deit") else "timm.models.vision_transformer")
+    weights = filled(reference, name).state_dict()
+    theirs = reference("timm").create_model(name, **{**SMALL, "img_size": size}).eval()
+    convert = functools.partial(module.checkpoint_filter_fn, interpolation="bicubic", antialias=True)
+    theirs.load_state_dict(convert(dict(weights), theirs), strict=True)
+    ours = vj.load_weights(vj.create_model(name, abstract=True, **{**SMALL, "img_size": size}), weights)
+    assert_equal(reference, ours, theirs, size, 1e-4)
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_round_trip_through_timm(reference, name):
+    theirs = filled(reference, name)
+    state = vj.state_dict(vj.load_weights(vj.create_model(name, abstract=True, **SMALL), theirs.state_dict()))
+    torch = reference("torch")
+    theirs.load_state_dict({key: torch.from_numpy(leaf) for key, leaf in state.items()}, strict=True)
+    for key, leaf in theirs.state_dict().items():
+        np.testing.assert_array_equal(state[key], leaf.numpy(), err_msg=key)
+
+
+def test_big_vision_file_of_siglip_equals_timm(reference, tmp_path):
+    """timm reads the `.npz` that we write and ends up with our weights; so do we."""
+    name, torch = "vit_base_patch16_siglip_224", reference("torch")
+    source, target = filled(reference, name), reference("timm").create_model(name, **SMALL)
+    ours = vj.load_weights(vj.create_model(name, abstract=True, **SMALL), source.state_dict())
+    vj.save_weights(ours, tmp_path / "w.npz", names="big_vision")
+    target.load_pretrained(str(tmp_path / "w.npz"))
+    again = vj.state_dict(vj.load_weights(vj.create_model(name, abstract=True, **SMALL), tmp_path / "w.npz"))
+    for key, value in source.state_dict().items():
+        assert torch.equal(target.state_dict()[key], value), key
+        np.testing.assert_array_equal(again[key], value.numpy(), err_msg=key)
+
+
+def test_two_heads_are_a_pair_while_training_and_averaged_after(reference):
+    theirs = filled(reference, "deit_tiny_distilled_patch16_224")
+    ours = vj.create_model("deit_tiny_distilled_patch16_224", abstract=True, **SMALL)
+    ours = vj.load_weights(ours, theirs.state_dict())
+    assert_equal(reference, ours, theirs, (32, 32), 1e-5)
+    static, variables = vj.split(ours)
+    images = golden.images((32, 32))
+    theirs.set_distilled_training()
+    torch = reference("torch")
+    wanted = theirs.train()(torch.from_numpy(images).permute(0, 3, 1, 2))
+    given, _ = vj.apply(static, variables, images, train=True, key=jax.random.key(0))
+    for ours, head in zip(given, wanted, strict=True):
+        np.testing.assert_allclose(ours, head.detach().numpy(), rtol=0, atol=1e-5)
