@@ -40,8 +40,8 @@ def test_a_name_is_registered_once():
 
 
 def test_create_model_errors():
-    with pytest.raises(InputError, match="unknown model 'vit_tiny_patch16': did you mean 'vit_tiny_patch16_224'"):
-        create_model("vit_tiny_patch16")
+    with pytest.raises(InputError, match="unknown model 'vit_tiny_patch16_22': did you mean 'vit_tiny_patch16_224'"):
+        create_model("vit_tiny_patch16_22")
     with pytest.raises(InputError, match="unknown config field of resnet18 'num_class': did you mean 'num_classes'"):
         create_model("resnet18", num_class=3)
 

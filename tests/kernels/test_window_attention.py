@@ -38,7 +38,7 @@ def cases(draw):
     )
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(cases())
 def test_equals_the_definition(case):
     rng = np.random.default_rng(0)

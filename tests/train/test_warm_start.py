@@ -107,7 +107,15 @@ def test_a_run_that_goes_on_does_not_look_for_its_first_values(pretrained, tmp_p
 def teacher(tmp_path_factory):
     """The workdir of a trained model that has a name of its own."""
     list_models()  # registers those there are
-    register("teacher", ResNet, ResNetConfig(in_chans=1, depths=(1,), embed_dims=(8,)), params=0, gmacs=0)
+    register(
+        "teacher",
+        ResNet,
+        ResNetConfig(in_chans=1, depths=(1,), embed_dims=(8,)),
+        params=0,
+        gmacs=0,
+        paper="",
+        licence="",
+    )
     workdir = tmp_path_factory.mktemp("teacher")
     loop.train(config("digits_resnet.py:8", {**tiny_run.RESNET, **TEACHER}, total=2), workdir)
     yield workdir
