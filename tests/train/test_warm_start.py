@@ -110,7 +110,7 @@ def teacher(tmp_path_factory):
     register(
         "teacher",
         ResNet,
-        ResNetConfig(in_chans=1, depths=(1,), embed_dims=(8,)),
+        ResNetConfig(in_chans=1, stem_dim=16, depths=(1,), embed_dims=(8,)),
         params=0,
         gmacs=0,
         paper="",
