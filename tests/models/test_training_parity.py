@@ -76,5 +76,5 @@ def test_losses_stay_together(name, reference):
     model = vj.create_model(name, abstract=True, num_classes=CLASSES, img_size=size, drop_path_rate=0.0)
     model = vj.load_weights(model, their_model.state_dict())
     expected, found = list(theirs(torch, their_model, size)), list(ours(model, size))
-    assert expected[-1] < expected[0] - 0.1  # it does learn, so there is a curve to follow
+    assert np.ptp(expected) > 0.1  # there is a curve to follow
     np.testing.assert_allclose(found, expected, atol=1e-4)
