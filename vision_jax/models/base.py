@@ -90,6 +90,14 @@ class Model(nnx.Module):
             flat.append((path, own if kept else variable))
         return fill(nnx.merge(graphdef, nnx.from_flat_state(flat)), seed)
 
+    def run_stages(self, x, train=None):
+        """x through `self.stages` -> a list of the maps after each."""
+        maps = []
+        for stage in self.stages:
+            x = stage(x, train)
+            maps.append(x)
+        return maps
+
     def indices(self, out_indices):
         """The maps asked for, as indices into `feature_info`; None means all, negative ones count from the end.
 
@@ -137,13 +145,10 @@ class StagedModel(Model):
 
         pyramid=True gives the maps after the stages in `out_indices` instead, not normalised.
         """
-        x, maps = self.stem(images), []
-        for stage in self.stages:
-            x = stage(x, train)
-            maps.append(x)
+        maps = self.run_stages(self.stem(images), train)
         if pyramid:
             return [maps[i] for i in self.indices(out_indices)]
-        return self.norm_pre(x) if self.norm_pre else x
+        return self.norm_pre(maps[-1]) if self.norm_pre else maps[-1]
 
     def forward_head(self, x, train=None):
         """Map [B, H, W, C] -> logits [B, num_classes], or pooled features [B, C] without a head."""

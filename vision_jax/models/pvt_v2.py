@@ -96,11 +96,8 @@ class PyramidVisionTransformerV2(Model):
 
     def forward_features(self, images, train=None, pyramid=False, out_indices=None):
         """Images [B, H, W, C] -> map [B, H/32, W/32, C]; pyramid=True: the maps after the stages in `out_indices`."""
-        x, maps = self.patch_embed(images), []
-        for stage in self.stages:
-            x = stage(x, train)
-            maps.append(x)
-        return [maps[i] for i in self.indices(out_indices)] if pyramid else x
+        maps = self.run_stages(self.patch_embed(images), train)
+        return [maps[i] for i in self.indices(out_indices)] if pyramid else maps[-1]
 
     def forward_head(self, x, train=None):
         """Map [B, H, W, C] -> logits [B, num_classes], or pooled features [B, C] without a head."""

@@ -164,12 +164,8 @@ class ResNet(Model):
         """
         x = _sequence(self.conv1, images, train) if self.config.deep_stem else self.conv1(images)
         x = jax.nn.relu(self.bn1(x, train))
-        maps = [x]
-        x = max_pool(x, 3, stride=2, padding=1)
-        for stage in self.stages:
-            x = stage(x, train)
-            maps.append(x)
-        return [maps[i] for i in self.indices(out_indices)] if pyramid else x
+        maps = [x, *self.run_stages(max_pool(x, 3, stride=2, padding=1), train)]
+        return [maps[i] for i in self.indices(out_indices)] if pyramid else maps[-1]
 
     def forward_head(self, x, train=None):
         """Map [B, H, W, C] -> logits [B, num_classes], or pooled features [B, C] without a head."""

@@ -143,11 +143,8 @@ class SwinTransformer(Model):
         pyramid=True gives the maps after the stages in `out_indices` instead, not normalised.
         """
         self.check_size(images)
-        x, maps = self.patch_embed(images), []
-        for stage in self.stages:
-            x = stage(x, train)
-            maps.append(x)
-        return [maps[i] for i in self.indices(out_indices)] if pyramid else self.norm(x)
+        maps = self.run_stages(self.patch_embed(images), train)
+        return [maps[i] for i in self.indices(out_indices)] if pyramid else self.norm(maps[-1])
 
     def forward_head(self, x, train=None):
         """Map [B, H, W, C] -> logits [B, num_classes], or pooled features [B, C] without a head."""

@@ -42,8 +42,6 @@ class Classification:
     distillation_weight: float = 0.5
     temperature: float = 1.0
 
-    better = "accuracy"  # the metric that says which checkpoint is best
-
     def __post_init__(self):
         if self.loss not in LOSSES:
             raise unknown("task.loss", self.loss, LOSSES)
