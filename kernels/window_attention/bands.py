@@ -1,0 +1,147 @@
+"""How the TPU kernel cuts a map into grid steps: bands of windows over the map's full width."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+LANES = 128  # of a vector register: the last dimension of an array lies on them
+SCORES = 2**15  # elements of one head's scores that are computed at once, and
+WINDOWS = 8  # windows at most: fewer leave the units idle between dependent steps, more spill registers
+VMEM = 64 * 2**20  # bytes that one step may take, of the 128 MiB of a core of v5e, v5p and v6e
+
+
+@dataclasses.dataclass(frozen=True)
+class Bands:
+    """The layout of a call. `step_bands` bands of `step_images` images are one grid step.
+
+    A band is one row of windows: `window[0]` rows of the map, `dilation[0]` apart, at their full width.
+    """
+
+    batch: int
+    size: tuple
+    heads: int
+    head_dim: int
+    window: tuple
+    shift: tuple
+    dilation: tuple
+
+    @property
+    def channels(self):
+        """Channels of all heads."""
+        return self.heads * self.head_dim
+
+    @property
+    def lanes(self):
+        """Channels of a step: whole heads in blocks of 128 lanes where those tile the channels, else all of them."""
+        lanes = math.lcm(LANES, self.head_dim)
+        return lanes if self.channels % lanes == 0 else self.channels
+
+    @property
+    def step_heads(self):
+        """Heads of a step."""
+        return self.lanes // self.head_dim
+
+    @property
+    def tokens(self):
+        """Tokens of a window."""
+        return self.window[0] * self.window[1]
+
+    @property
+    def at_once(self):
+        """Windows computed at once."""
+        return min(max(SCORES // self.tokens**2, 1), WINDOWS)
+
+    @property
+    def columns(self):
+        """Windows side by side in a band."""
+        return self.size[1] // self.window[1]
+
+    @property
+    def bands(self):
+        """Bands of the map."""
+        return self.size[0] // self.window[0]
+
+    @functools.cached_property
+    def step_bands(self):
+        """Bands of a step, neighbours in the map; where rows are dilated, phases of one block of rows."""
+        most = self.bands if self.dilation[0] == 1 else self.dilation[0]
+        return _divisor(most, self.at_once // self.columns)
+
+    @functools.cached_property
+    def step_images(self):
+        """Images of a step."""
+        return _divisor(self.batch, self.at_once // (self.columns * self.step_bands))
+
+    @property
+    def steps(self):
+        """Steps down the map."""
+        return self.bands // self.step_bands
+
+    @property
+    def rows(self):
+        """Rows of the map in a step."""
+        return self.step_bands * self.window[0]
+
+    @property
+    def step_windows(self):
+        """Windows of one image in a step."""
+        return self.step_bands * self.columns
+
+    @property
+    def grid(self):
+        """(blocks of lanes, steps down the map, steps over the batch): what a batch shares stays in VMEM."""
+        return (self.channels // self.lanes, self.steps, self.batch // self.step_images)
+
+    @property
+    def block(self):
+        """Shape of a step's part of the map, seen as `view` sees it."""
+        bands, phases = (self.step_bands, 1) if self.dilation[0] == 1 else (1, self.step_bands)
+        return (self.step_images, bands, self.window[0], phases, self.size[1], self.lanes)
+
+    def view(self, x):
+        """[B, H, W, C] as [B, blocks, rows of a window, phases, W, C]: outer dimensions only, so that nothing moves."""
+        return x.reshape(x.shape[0], -1, self.window[0], self.dilation[0], *x.shape[2:])
+
+    def block_index(self, group, step, images):
+        """Where the step's block lies in `view`, in blocks."""
+        if self.dilation[0] == 1:
+            return (images, step, 0, 0, 0, group)
+        phases = self.dilation[0] // self.step_bands
+        return (images, jax.lax.div(step, phases), 0, jax.lax.rem(step, phases), 0, group)
+
+    def bytes_of_blocks(self, tensors, itemsize):
+        """Bytes that `tensors` double-buffered blocks take in VMEM, where lanes are padded to whole registers."""
+        return 2 * tensors * math.prod(self.block[:-1]) * -(-self.lanes // LANES) * LANES * itemsize
+
+
+def _divisor(n, most):
+    """The largest divisor of n up to `most`, and at least 1."""
+    return max(d for d in range(1, max(most, 1) + 1) if n % d == 0)
+
+
+def refusal(bands, q, k, v, *, return_lse, other):
+    """Why the kernel does not take a call, or None where it does.
+
+    Args:
+      bands: the layout; of one device's part of the operands.
+      q, k, v: arrays or shapes [B, H, W, heads, head_dim].
+      return_lse: whether the caller wants the log-sum-exp.
+      other: names of options in use that only XLA has.
+    """
+    if other:
+        return f"{', '.join(other)}: through XLA only"
+    if return_lse:
+        return "return_lse: the kernel keeps no log-sum-exp"
+    if k.shape[3:] != q.shape[3:] or v.shape != k.shape:
+        return "k and v must have q's heads and head_dim"
+    if q.dtype not in (jnp.float32, jnp.bfloat16) or not q.dtype == k.dtype == v.dtype:
+        return f"q, k and v must all be bfloat16 or all float32, not {q.dtype}, {k.dtype} and {v.dtype}"
+    if any(bands.shift) and max(bands.dilation) > 1:
+        return "shift with dilation: through XLA only"
+    needed = bands.bytes_of_blocks(7, q.dtype.itemsize) + 8 * 4 * bands.at_once * max(bands.tokens, LANES) ** 2
+    if needed > VMEM:
+        return f"a band of {bands.window[0]} x {bands.size[1]} tokens of {bands.lanes} channels does not fit in VMEM"
+    return None
