@@ -1,5 +1,10 @@
 """Attention operators over plain arrays. They know nothing of models."""
 
+from vision_jax.kernels.neighborhood_attention import (
+    neighborhood_aggregate,
+    neighborhood_attention,
+    neighborhood_scores,
+)
 from vision_jax.kernels.window_attention import window_attention
 
-__all__ = ["window_attention"]
+__all__ = ["neighborhood_aggregate", "neighborhood_attention", "neighborhood_scores", "window_attention"]
