@@ -5,6 +5,7 @@ import functools
 import jax.numpy as jnp
 from vision_jax.kernels import dispatch
 from vision_jax.kernels.over_mesh import local_shape, over_mesh, split_axes
+from vision_jax.kernels.packed_heads import Heads
 from vision_jax.kernels.window_attention import bands, tpu, xla
 
 from vision_jax.errors import InputError, unknown
@@ -61,7 +62,7 @@ def window_attention(
 
     axes = split_axes({"batch": [k.shape[0]], "heads": [q.shape[3], k.shape[3]]})
     batch, H, W, heads, head_dim = local_shape((*k.shape[:3], *q.shape[3:]), MAP, axes)
-    layout = bands.Bands(batch, (H, W), heads, head_dim, window_size, shift, dilation)
+    layout = bands.Bands(batch, (H, W), Heads(heads, head_dim), window_size, shift, dilation)
     other = {"halo": any(halo), "query_bias": query_bias is not None, "key_windows": key_windows is not None}
     other = [name for name, used in other.items() if used] + ["shared queries"] * (q.shape[:3] != k.shape[:3])
     refusals = {

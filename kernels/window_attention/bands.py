@@ -6,11 +6,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+from vision_jax.kernels.packed_heads import LANES, VMEM, Heads
 
-LANES = 128  # of a vector register: the last dimension of an array lies on them
 SCORES = 2**15  # elements of one head's scores that are computed at once, and
 WINDOWS = 8  # windows at most: fewer leave the units idle between dependent steps, more spill registers
-VMEM = 64 * 2**20  # bytes that one step may take, of the 128 MiB of a core of v5e, v5p and v6e
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,27 +21,10 @@ class Bands:
 
     batch: int
     size: tuple
-    heads: int
-    head_dim: int
+    heads: Heads
     window: tuple
     shift: tuple
     dilation: tuple
-
-    @property
-    def channels(self):
-        """Channels of all heads."""
-        return self.heads * self.head_dim
-
-    @property
-    def lanes(self):
-        """Channels of a step: whole heads in blocks of 128 lanes where those tile the channels, else all of them."""
-        lanes = math.lcm(LANES, self.head_dim)
-        return lanes if self.channels % lanes == 0 else self.channels
-
-    @property
-    def step_heads(self):
-        """Heads of a step."""
-        return self.lanes // self.head_dim
 
     @property
     def tokens(self):
@@ -93,13 +75,13 @@ class Bands:
     @property
     def grid(self):
         """(blocks of lanes, steps down the map, steps over the batch): what a batch shares stays in VMEM."""
-        return (self.channels // self.lanes, self.steps, self.batch // self.step_images)
+        return (self.heads.steps, self.steps, self.batch // self.step_images)
 
     @property
     def block(self):
         """Shape of a step's part of the map, seen as `view` sees it."""
         bands, phases = (self.step_bands, 1) if self.dilation[0] == 1 else (1, self.step_bands)
-        return (self.step_images, bands, self.window[0], phases, self.size[1], self.lanes)
+        return (self.step_images, bands, self.window[0], phases, self.size[1], self.heads.lanes)
 
     def view(self, x):
         """[B, H, W, C] as [B, blocks, rows of a window, phases, W, C]: outer dimensions only, so that nothing moves."""
@@ -113,8 +95,8 @@ class Bands:
         return (images, jax.lax.div(step, phases), 0, jax.lax.rem(step, phases), 0, group)
 
     def bytes_of_blocks(self, tensors, itemsize):
-        """Bytes that `tensors` double-buffered blocks take in VMEM, where lanes are padded to whole registers."""
-        return 2 * tensors * math.prod(self.block[:-1]) * -(-self.lanes // LANES) * LANES * itemsize
+        """Bytes that `tensors` double-buffered blocks take in VMEM, lanes padded to whole registers."""
+        return 2 * tensors * math.prod(self.block[:-1]) * self.heads.padded * itemsize
 
 
 def _divisor(n, most):
@@ -143,5 +125,7 @@ def refusal(bands, q, k, v, *, return_lse, other):
         return "shift with dilation: through XLA only"
     needed = bands.bytes_of_blocks(7, q.dtype.itemsize) + 8 * 4 * bands.at_once * max(bands.tokens, LANES) ** 2
     if needed > VMEM:
-        return f"a band of {bands.window[0]} x {bands.size[1]} tokens of {bands.lanes} channels does not fit in VMEM"
+        return (
+            f"a band of {bands.window[0]} x {bands.size[1]} tokens of {bands.heads.lanes} channels does not fit in VMEM"
+        )
     return None

@@ -16,10 +16,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from vision_jax.kernels import dispatch
-from vision_jax.kernels.window_attention.bands import LANES, VMEM
+from vision_jax.kernels.packed_heads import LANES, MASKED, VMEM, HeadSum, concatenate, dot, head_scores, softmax
 from vision_jax.kernels.window_attention.xla import partition, seam_mask
-
-MASKED = -1e30  # a score that the softmax drops; finite, because infinities would meet and give NaN
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
@@ -51,7 +49,7 @@ def _call(bands, tensors, bias, key_mask, scale):
     """The forward kernel for (q, k, v), the backward one for (q, k, v, d_out): flat operands, specs, results."""
     backward = len(tensors) == 4
     q, N = tensors[0], bands.tokens
-    B, H, W, C = bands.batch, *bands.size, bands.channels
+    B, H, W, C = bands.batch, *bands.size, bands.heads.channels
     seam = bands.shift[0] > 0  # a band is then in two pieces of the map
 
     operands = [scale.astype(jnp.float32)]
@@ -77,10 +75,10 @@ def _call(bands, tensors, bias, key_mask, scale):
     out_shapes = [flat] * results
     out_specs = [pl.BlockSpec(memory_space=pl.ANY) if seam else pl.BlockSpec(bands.block, bands.block_index)] * results
     if backward and bias is not None:
-        shape = (1, 1, bands.heads, N, N) if bias.ndim == 3 else table.shape
+        shape = (1, 1, bands.heads.count, N, N) if bias.ndim == 3 else table.shape
         out_shapes.append(jax.ShapeDtypeStruct(shape, jnp.float32))
         out_specs.append(_table_spec(bands, out_shapes[-1]))
-    piece = (2, results, bands.step_images, bands.rows, W, bands.lanes)
+    piece = (2, results, bands.step_images, bands.rows, W, bands.heads.lanes)
     scratch = [pltpu.VMEM(piece, q.dtype), pltpu.SemaphoreType.DMA((2, results, 2))] if seam else []
 
     has_d_table = len(out_shapes) > results
@@ -98,7 +96,7 @@ def _call(bands, tensors, bias, key_mask, scale):
         ),
         cost_estimate=pl.CostEstimate(
             flops=rounds * 2 * B * H * W * N * C,
-            transcendentals=B * H * W * N * bands.heads,
+            transcendentals=B * H * W * N * bands.heads.count,
             bytes_accessed=(len(tensors) + results) * q.size * q.dtype.itemsize
             + (0 if table is None else table.nbytes),
         ),
@@ -110,12 +108,13 @@ def _call(bands, tensors, bias, key_mask, scale):
 
 def _pieces(bands):
     """Specs of the two pieces of a shifted step: the rows below its first `shift`, and the first of the next step."""
-    shift, rows, W, lanes = bands.shift[0], bands.rows, bands.size[1], bands.lanes
+    shift, rows, W, lanes = bands.shift[0], bands.rows, bands.size[1], bands.heads.lanes
 
     def piece(height, start):
         block = tuple(map(pl.Element, (bands.step_images, height, W, lanes)))
-        first_lane = (lambda group: group * lanes) if bands.channels > lanes else (lambda group: 0)
-        return pl.BlockSpec(block, lambda g, step, images: (images * bands.step_images, start(step), 0, first_lane(g)))
+        return pl.BlockSpec(
+            block, lambda g, step, images: (images * bands.step_images, start(step), 0, bands.heads.first_lane(g))
+        )
 
     below = lambda step: jax.lax.rem(step + 1, bands.steps) * rows  # noqa: E731
     return [piece(rows - shift, lambda step: step * rows + shift), piece(shift, below)]
@@ -144,14 +143,14 @@ def _bias_table(bands, bias):
         return None, None
     if bias.ndim == 3:
         return bias[None, None], "all"
-    return bias.reshape(bands.steps, bands.step_windows, bands.heads, N, N), "each"
+    return bias.reshape(bands.steps, bands.step_windows, bands.heads.count, N, N), "each"
 
 
 def _table_spec(bands, table):
     steps, kinds, heads = table.shape[:3]
     of_step = {1: lambda step: 0, 2: lambda step: jnp.where(step == bands.steps - 1, 1, 0)}
     index = (lambda step: step) if steps == bands.steps and kinds == bands.step_windows else of_step[steps]
-    block = (1, kinds, min(heads, bands.step_heads), bands.tokens, bands.tokens)
+    block = (1, kinds, min(heads, bands.heads.in_step), bands.tokens, bands.tokens)
     of_group = (lambda group: group) if heads > 1 else (lambda group: 0)
     return pl.BlockSpec(block, lambda group, step, images: (index(step), 0, of_group(group), 0, 0))
 
@@ -182,16 +181,17 @@ def _kernel(bands, kind, has_table, has_keys, results, has_d_table, scale, *refs
     for start in range(0, len(windows), bands.at_once):
         batch = windows[start : start + bands.at_once]
         q, k, v, *d_out = (jnp.stack([tensor[window] for window in batch]) for tensor in tensors)
-        sums = [_Sum(bands) for _ in range(results)]
-        for head in range(bands.step_heads):
-            factor = scale[pl.program_id(0) * bands.step_heads + head]
+        sums = [HeadSum(bands.heads) for _ in range(results)]
+        for head in range(bands.heads.in_step):
+            factor = scale[pl.program_id(0) * bands.heads.in_step + head]
             bias = _bias(bands, kind, batch, table, keys, head)
-            p, norm = _probabilities(bands, q, k, head, factor, bias, has_keys)
+            scores = head_scores(bands.heads, q, k, head) * factor
+            p, norm = softmax(scores if bias is None else scores + bias, has_keys)
             if not backward:
                 sums[0].add(head, p.astype(v.dtype), v, ((2,), (1,)), norm)
                 continue
             p = p * norm
-            d_p = _scores(bands, d_out[0], v, head)
+            d_p = head_scores(bands.heads, d_out[0], v, head)
             d_scores = p * (d_p - jnp.sum(p * d_p, -1, keepdims=True))
             if d_table is not None:
                 _add_to_table(bands, kind, batch, d_table, head, d_scores)
@@ -203,68 +203,6 @@ def _kernel(bands, kind, has_table, has_keys, results, has_d_table, scale, *refs
             total = total.value().astype(q.dtype)
             result.update((window, total[n]) for n, window in enumerate(batch))
     _write(bands, done, out_refs, refs)
-
-
-def _dot(a, b, contract, batch=((), ())):
-    """A product accumulated in float32; of float32 operands in full, which this unit does only when asked."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return jax.lax.dot_general(a, b, (contract, batch), precision=precision, preferred_element_type=jnp.float32)
-
-
-def _tiles(bands, head):
-    """The blocks of 128 lanes that hold a head's channels: [(slice, row of 0 and 1, or None if all are its own)]."""
-    first, last = head * bands.head_dim, (head + 1) * bands.head_dim
-    out = []
-    for start in range(first // LANES * LANES, last, LANES):
-        stop = min(start + LANES, bands.lanes)
-        lane = start + jax.lax.broadcasted_iota(jnp.int32, (1, 1, stop - start), 2)
-        whole = first <= start and stop <= last
-        out.append((slice(start, stop), None if whole else jnp.where((lane >= first) & (lane < last), 1.0, 0.0)))
-    return out
-
-
-def _own(x, tile, own):
-    """One tile of x, other heads' lanes zero. By a product: Mosaic has no select on odd numbers of bfloat16 rows."""
-    return x[:, :, tile] if own is None else x[:, :, tile] * own.astype(x.dtype)
-
-
-def _scores(bands, a, b, head):
-    """a b^T of one head, [n, N, lanes] twice -> [n, N, N]."""
-    tiles = _tiles(bands, head)
-    return sum(_dot(_own(a, tile, own), b[:, :, tile], ((2,), (2,)), ((0,), (0,))) for tile, own in tiles)
-
-
-def _probabilities(bands, q, k, head, scale, bias, masked):
-    """softmax of one head's scores: (weights [n, N, N] not yet normalised, the factor that normalises, [n, N, 1])."""
-    scores = _scores(bands, q, k, head) * scale
-    if bias is not None:
-        scores = scores + bias
-    top = jnp.max(scores, -1, keepdims=True)
-    if masked:  # a query that sees no key gets weights of 0, not those of a softmax over dropped scores
-        top = jnp.maximum(top, MASKED / 2)
-    weights = jnp.exp(scores - top)
-    total = jnp.sum(weights, -1, keepdims=True)
-    if masked:
-        total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
-    return weights, 1.0 / total
-
-
-class _Sum:
-    """A result [n, N, lanes] in float32, to which heads add their lanes, kept by tiles of 128."""
-
-    def __init__(self, bands):
-        self.tiles = dict.fromkeys(range(0, bands.lanes, LANES))
-        self.bands = bands
-
-    def add(self, head, weights, x, contract, norm=None):
-        for tile, own in _tiles(self.bands, head):
-            part = _dot(weights, _own(x, tile, own), contract, ((0,), (0,)))
-            part = part if norm is None else part * norm
-            held = self.tiles[tile.start]
-            self.tiles[tile.start] = part if held is None else held + part
-
-    def value(self):
-        return jnp.concatenate(list(self.tiles.values()), -1) if len(self.tiles) > 1 else self.tiles[0]
 
 
 def _kind(bands, kind, window):
@@ -316,7 +254,7 @@ def _read(bands, refs):
         for i in range(bands.step_bands):
             rows = [_split(bands, row(b, i, y)) for y in range(bands.window[0])]
             for j in range(bands.columns):
-                out[b, i, j] = _concatenate([parts[j] for parts in rows])
+                out[b, i, j] = concatenate([parts[j] for parts in rows])
     return out
 
 
@@ -332,8 +270,8 @@ def _write(bands, results, out_refs, scratch):
         def copies(slot):
             """The copies of one step. Those of a finished step are awaited by others of the same size."""
             here, rows, shift = pl.ds(images * bands.step_images, bands.step_images), bands.rows, bands.shift[0]
-            lanes = pl.ds(pl.multiple_of(group * bands.lanes, bands.lanes), bands.lanes)
-            lanes = lanes if bands.channels > bands.lanes else pl.ds(0, bands.lanes)
+            first = bands.heads.first_lane(group)
+            lanes = pl.ds(pl.multiple_of(first, LANES) if bands.heads.steps > 1 else first, bands.heads.lanes)
             for n, out in enumerate(out_refs):
                 below = jax.lax.rem(step + 1, bands.steps) * rows
                 places = (pl.ds(step * rows + shift, rows - shift), pl.ds(below, shift))
@@ -375,7 +313,7 @@ def _split(bands, row):
     """A row [W, lanes] of the map -> the part of each window in it, [w, lanes] each."""
     shift, w = bands.shift[1], bands.window[1]
     if bands.dilation[1] > 1:
-        row = _dot(_permutation(bands, row.dtype), row, ((1,), (0,))).astype(row.dtype)
+        row = dot(_permutation(bands, row.dtype), row, ((1,), (0,))).astype(row.dtype)
     if shift:
         row = jnp.concatenate([row[shift:], row[:shift]], 0)
     return [row[j * w : (j + 1) * w] for j in range(bands.columns)]
@@ -383,11 +321,11 @@ def _split(bands, row):
 
 def _join(bands, parts):
     """The inverse of `_split`."""
-    row, shift = _concatenate(parts), bands.shift[1]
+    row, shift = concatenate(parts), bands.shift[1]
     if shift:
         row = jnp.concatenate([row[-shift:], row[:-shift]], 0)
     if bands.dilation[1] > 1:
-        row = _dot(_permutation(bands, row.dtype), row, ((0,), (0,))).astype(row.dtype)
+        row = dot(_permutation(bands, row.dtype), row, ((0,), (0,))).astype(row.dtype)
     return row
 
 
@@ -398,7 +336,3 @@ def _permutation(bands, dtype):
     block, phase, token = jax.lax.div(place, w * d), jax.lax.div(jax.lax.rem(place, w * d), w), jax.lax.rem(place, w)
     column = block * (w * d) + token * d + phase
     return jnp.where(column == jax.lax.broadcasted_iota(jnp.int32, (W, W), 1), 1.0, 0.0).astype(dtype)
-
-
-def _concatenate(parts):
-    return jnp.concatenate(parts, 0) if len(parts) > 1 else parts[0]
