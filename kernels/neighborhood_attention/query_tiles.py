@@ -1,0 +1,165 @@
+"""How the TPU kernel cuts a map into grid steps: tiles of queries, each with the keys that their windows reach."""
+
+import dataclasses
+import functools
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from vision_jax.kernels.neighborhood_attention.windows import axis_windows
+from vision_jax.kernels.packed_heads import LANES, MASKED, Heads
+
+QUERIES = 128  # of a tile, at most: two of them at k = 7 take as many scores as registers hold
+SUBLANES = 8  # rows of a register: where a block may begin along a map's columns
+SCORES = 2**15  # elements of one head's scores that are computed at once, for which small maps take several images
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryTiles:
+    """The layout of a call on maps of one or two axes; of one axis, the map is a single row.
+
+    Attributes:
+      batch, size, heads: of the map, its positions an axis already those of one dilation group.
+      kernel_size, stride, is_causal: an axis.
+      border: "shift" or "mask".
+    """
+
+    batch: int
+    size: tuple
+    heads: Heads
+    kernel_size: tuple
+    stride: tuple
+    is_causal: tuple
+    border: str
+
+    @functools.cached_property
+    def tile(self):
+        """Queries of a tile, (rows, columns): all columns of a narrow map, so that no halo is cut off beside it."""
+        height, width = self.size
+        columns = next((n for n in (16, 8) if width % n == 0 and width > 2 * n), width)
+        return _divisor(height, QUERIES // columns), columns
+
+    @functools.cached_property
+    def axes(self):
+        """For each axis where the keys of its tiles begin, how many they are, and which pattern they show."""
+        settings = zip(self.size, self.tile, self.kernel_size, self.stride, self.is_causal, (1, SUBLANES), strict=True)
+        return [_cut(*setting, self.border) for setting in settings]
+
+    @property
+    def keys(self):
+        """Keys of a tile, (rows, columns)."""
+        return tuple(axis.keys for axis in self.axes)
+
+    @property
+    def tiles(self):
+        """Tiles of a map, (rows, columns)."""
+        return tuple(n // m for n, m in zip(self.size, self.tile, strict=True))
+
+    @functools.cached_property
+    def step_images(self):
+        """Images of a step: several of those that a single tile covers."""
+        if self.tiles != (1, 1):
+            return 1
+        return _divisor(self.batch, SCORES // (math.prod(self.tile) * math.prod(self.keys)))
+
+    @property
+    def grid(self):
+        """(blocks of lanes, steps over the batch, tiles): the keys' gradients are summed over a map's tiles."""
+        return (self.heads.steps, self.batch // self.step_images, math.prod(self.tiles))
+
+    @functools.cached_property
+    def places(self):
+        """int32 [tiles, 3]: the first row and the first group of 8 columns of a tile's keys, and its pattern."""
+        rows, columns = self.axes
+        return np.array(
+            [
+                (
+                    rows.first[i],
+                    columns.first[j] // SUBLANES,
+                    rows.pattern[i] * len(columns.distance) + columns.pattern[j],
+                )
+                for i in range(self.tiles[0])
+                for j in range(self.tiles[1])
+            ],
+            np.int32,
+        )
+
+    @property
+    def patterns(self):
+        """Different sights that tiles have, (along rows, along columns)."""
+        return tuple(len(axis.distance) for axis in self.axes)
+
+    def columns_table(self, bias):
+        """Bias and mask along the columns, of which the kernel makes that of a whole tile.
+
+        Args:
+          bias: [heads, 2 * kernel_size - 1, ...] of both axes, or None.
+
+        Returns:
+          [column patterns, heads, 2 * kernel_size - 1 of the rows, columns of a tile, of its keys] float32; with no
+          bias, one head and one row.
+        """
+        axis = self.axes[1]
+        table = jnp.where(axis.distance >= 0, 0.0, MASKED)[:, None, None]
+        if bias is None:
+            return table
+        select = jnp.asarray(axis.distance[..., None] == np.arange(2 * self.kernel_size[1] - 1), jnp.float32)
+        exact = dict(precision="highest", preferred_element_type=jnp.float32)
+        return table + jnp.einsum("hyx,pqkx->phyqk", bias.astype(jnp.float32), select, **exact)
+
+    def row_of(self, pattern, query, key, biased):
+        """Which row of `columns_table` is for a tile's row of queries and row of keys, or None where none is seen."""
+        distance = int(self.axes[0].distance[pattern, query, key])
+        return None if distance < 0 else distance * biased
+
+    def vmem(self, biased, itemsize, backward):
+        """Bytes that a step takes: blocks twice, because the next ones are fetched meanwhile."""
+        (Th, Tw), (Kh, Kw) = self.tile, self.keys
+        heads = self.heads.in_step if biased else 1
+        lanes = lambda n: -(-n // LANES) * LANES  # noqa: E731
+        score = Th * Tw * lanes(Kh * Kw) * 4
+        table = math.prod(self.patterns) * heads * score
+        columns = self.patterns[1] * heads * (2 * self.kernel_size[0] - 1) * Tw * lanes(Kw) * 4
+        blocks = self.step_images * self.heads.padded * itemsize * 2 * (Th * Tw + Kh * Kw)
+        if backward:
+            table, columns, blocks = 2 * table, 2 * columns, 2 * blocks
+            blocks += 2 * self.step_images * math.prod(self.size) * self.heads.padded * 4
+        return 2 * (blocks + columns) + table + 8 * self.step_images * score
+
+
+@dataclasses.dataclass(frozen=True)
+class _Axis:
+    """One axis cut into tiles.
+
+    Attributes:
+      keys: of each tile.
+      first: [tiles], the first key.
+      pattern: [tiles], which pattern is the tile's.
+      distance: [patterns, queries, keys], a key's position less the query's, plus kernel_size - 1; -1: not seen.
+    """
+
+    keys: int
+    first: np.ndarray
+    pattern: np.ndarray
+    distance: np.ndarray
+
+
+@functools.cache
+def _cut(size, tile, kernel_size, stride, is_causal, align, border):
+    windows = axis_windows(size, kernel_size, stride, 1, is_causal, border)
+    start, stop = (x.reshape(-1, tile) for x in (windows.start, windows.stop))
+    align = align if tile < size else 1
+    first = start.min(1) // align * align
+    keys = min(-(-int((stop.max(1) - first).max()) // align) * align, size)
+    first = np.minimum(first, size - keys)
+    key = first[:, None, None] + np.arange(keys)
+    seen = (key >= start[..., None]) & (key < stop[..., None])
+    query = np.arange(size).reshape(-1, tile)
+    distance = np.where(seen, key - query[..., None] + kernel_size - 1, -1)
+    patterns, pattern = np.unique(distance, axis=0, return_inverse=True)
+    return _Axis(keys, first, pattern.reshape(-1), patterns)
+
+
+def _divisor(n, most):
+    """The largest divisor of n up to `most`, and at least 1."""
+    return max(d for d in range(1, max(most, 1) + 1) if n % d == 0)
