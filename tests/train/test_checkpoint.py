@@ -14,8 +14,8 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from tiny import unstack
 from vision_jax.errors import InputError
-from vision_jax.names import unstack
 from vision_jax.train.checkpoint import Checkpointer, read
 from vision_jax.train.named_state import from_named, targets, to_named
 
@@ -288,7 +288,8 @@ print("same")
 
 
 def test_sharded_over_8_devices_restores_onto_1_and_4(tmp_path):
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": path}
     done = subprocess.run(
         [sys.executable, "-c", SHARDED, str(tmp_path)], cwd=ROOT, env=env, capture_output=True, text=True
     )
