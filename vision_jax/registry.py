@@ -191,10 +191,3 @@ def check(condition, message):
     """Raises `InputError(message)` unless the condition holds: for what a config's fields must fulfil together."""
     if not condition:
         raise InputError(message)
-
-
-def check_img_size(img_size, multiple, of="patch_size"):
-    """Raises `InputError` unless both sides of the images are multiples of a number, which the field `of` decides."""
-    sides = tuple(img_size) if isinstance(img_size, (tuple, list)) else (img_size, img_size)
-    near = tuple(max(round(side / multiple), 1) * multiple for side in sides)
-    check(sides == near, f"img_size={img_size} is not a multiple of {multiple}, as {of} asks; the nearest is {near}")

@@ -165,16 +165,21 @@ class StagedModel(Model):
         return (*groups, (r"", block))
 
 
-def patch_grid(img_size, patch_size):
-    """Rows and columns of patches in an image; sizes are ints or (height, width).
+def patch_grid(img_size, patch_size, drop_edge=False):
+    """Rows and columns of whole patches in an image; sizes are ints or (height, width).
+
+    Args:
+      drop_edge: whether pixels beyond the last whole patch may be left over.
 
     Raises:
       InputError: patches do not tile the image; with the nearest size that they tile.
     """
-    sides, patches = pair(img_size), pair(patch_size)
-    near = tuple(max(round(s / p), 1) * p for s, p in zip(sides, patches, strict=True))
-    check(sides == near, f"img_size={img_size} is not a multiple of patch_size={patch_size}; the nearest is {near}")
-    return tuple(s // p for s, p in zip(sides, patches, strict=True))
+    sizes = tuple(zip(pair(img_size), pair(patch_size), strict=True))
+    near = tuple(max(round(side / patch), 1) * patch for side, patch in sizes)
+    near = near[0] if isinstance(img_size, int) and near[0] == near[1] else near
+    whole = all(side % patch == 0 or (drop_edge and side > patch) for side, patch in sizes)
+    check(whole, f"img_size={img_size} is not a multiple of patch_size={patch_size}; the nearest is {near}")
+    return tuple(side // patch for side, patch in sizes)
 
 
 def check_stages(config, *fields):
