@@ -227,8 +227,9 @@ def test_the_last_and_the_best_are_kept(tmp_path):
         assert checkpointer.best_step() == 2
     with Checkpointer(tmp_path, keep_best="accuracy", mode="min") as checkpointer:
         assert checkpointer.best_step() == 5
-        checkpointer.save(7, state, {"acuracy": 1.0})
-        assert checkpointer.best_step() == 5
+        with pytest.raises(InputError, match=r"unknown keep_best metric 'accuracy': did you mean 'acuracy'"):
+            checkpointer.save(7, state, {"acuracy": 1.0})
+        assert checkpointer.steps() == [2, 5, 6]
     with pytest.raises(InputError, match="unknown mode 'maxx': did you mean 'max'"):
         Checkpointer(tmp_path, mode="maxx")
 

@@ -118,12 +118,15 @@ class Classification:
             sums["confusion"] = jnp.zeros((k, k), jnp.float32).at[label, predicted].add(mask)
         return sums
 
+    @property
+    def metric_names(self):
+        """The names of what `metrics` gives."""
+        return ("loss", "accuracy") + ("accuracy_top5",) * (len(self.class_names) > 5)
+
     def metrics(self, sums):
         """The sums of a whole split -> scalars: loss, accuracy (top-1), and top-5 where it says something."""
-        out = {"loss": sums["loss"] / sums["count"], "accuracy": sums["top1"] / sums["count"]}
-        if len(self.class_names) > 5:
-            out["accuracy_top5"] = sums["top5"] / sums["count"]
-        return {name: float(value) for name, value in out.items()}
+        summed = {"loss": "loss", "accuracy": "top1", "accuracy_top5": "top5"}
+        return {name: float(sums[summed[name]] / sums["count"]) for name in self.metric_names}
 
     def predict(self, static, variables, images):
         """Images [B, H, W, C], normalised -> probabilities [B, num_classes]."""

@@ -232,6 +232,8 @@ def _add_training(run):
     run.total_steps = _at_least_one(run, c.total, "config.total")
     run.eval_every = _at_least_one(run, c.eval.every, "config.eval.every")
     run.save_every = _at_least_one(run, c.checkpoint.every, "config.checkpoint.every")
+    if c.checkpoint.keep_best and c.checkpoint.keep_best not in run.task.metric_names:
+        raise unknown("config.checkpoint.keep_best", c.checkpoint.keep_best, run.task.metric_names)
     s = c.optim.schedule
     run.schedule = schedules.make_schedule(
         s.name, c.optim.lr, run.total_steps, end=s.end,
