@@ -1,6 +1,7 @@
 """What every model shares."""
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -72,6 +73,26 @@ class Model(nnx.Module):
                 message += " They look channels-first: images.transpose(0, 2, 3, 1)."
             raise InputError(message)
         return self.forward_head(self.forward_features(images, train), train)
+
+    def dense_logits(self, images):
+        """Logits of every position of the last map, [B, h, w, num_classes]: the head, with one position to pool.
+
+        Where a token before the patches is read for the whole image, the patch stands in its place.
+
+        Raises:
+          InputError: the model has no single last map, or no classifier.
+        """
+        x = self.forward_features(images)
+        if isinstance(x, tuple | list) or not self.config.num_classes:
+            raise InputError(f"{type(self).__name__} has no logits of single positions: no one last map, or no head")
+        B, *grid, C = x.shape
+        if x.ndim == 4:
+            x = x.reshape(-1, 1, 1, C)
+        else:
+            grid = getattr(self, "grid", None) or [n // self.feature_info[-1].reduction for n in images.shape[1:3]]
+            prefix = x.shape[1] - math.prod(grid)
+            x = jnp.repeat(x[:, prefix:].reshape(-1, 1, C), prefix + 1, axis=1)
+        return self.forward_head(x).reshape(B, *grid, -1)
 
     def reset_classifier(self, num_classes, seed=0):
         """Gives the model a new classifier with initial values, or none for num_classes=0; everything else stays.

@@ -229,6 +229,11 @@ class VOLO(Model):
             return token
         return self.head(token) + 0.5 * self.aux_head(dropout(x, self.config.drop_rate, train)[:, 1:]).max(axis=1)
 
+    def dense_logits(self, images):
+        """The patches' own logits [B, h, w, num_classes], by the head that token labelling trains."""
+        x = self.forward_features(images)[:, 1:]
+        return self.aux_head(x).reshape(x.shape[0], *self.grid, -1)
+
     def resample(self, leaf, array):
         """A parameter made for another image size, at this one's."""
         if leaf != "pos_embed" or array.shape[1] != array.shape[2]:
