@@ -1,7 +1,5 @@
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.tree_util import DictKey, GetAttrKey, SequenceKey
 
@@ -39,17 +37,3 @@ def test_map_named():
     assert told["stem"] == (("stem",), (2,), True)
     kernel = tuple(f"stages.0.{i}.fc.kernel" for i in range(3))
     assert told["stages"][0]["stacked"]["fc"]["kernel"] == (kernel, (3, 2), True)
-
-
-def test_unstack():
-    tree = names.unstack(TREE)
-    assert list(tree["stages"][0]) == ["0", "1", "2"]
-    np.testing.assert_array_equal(tree["stages"][0]["1"]["fc"]["kernel"], [2, 3])
-    np.testing.assert_array_equal(tree["stages"][1]["0"], TREE["stages"][1]["0"])
-    shapes = names.unstack(jax.eval_shape(lambda: TREE))
-    assert shapes["stages"][0]["2"]["fc"]["kernel"].shape == (2,)
-
-
-def test_unstack_reaches_into_an_optimisers_state():
-    state = names.unstack(optax.adam(1e-3).init(TREE))
-    assert state[0].mu["stages"][0]["2"]["fc"]["kernel"].shape == (2,)

@@ -17,6 +17,37 @@ def test_list_models():
     assert {"vit_tiny_patch16_224", "resnet50"} <= set(names)
     assert list_models("resnet*") == [name for name in names if name.startswith("resnet")]
     assert list_models("nothing*") == []
+    assert list_models(("resnet1*", "resnet50")) == [
+        name for name in names if name.startswith("resnet1") or name == "resnet50"
+    ]
+
+
+def test_list_models_filters():
+    family = list_models(family="volo")
+    assert family == list_models("volo*")
+    assert list_models(family="volo", exclude_filters="*_d5_*") == [name for name in family if "_d5_" not in name]
+    assert list_models("volo_d1*", exclude_filters=["*224", "*512"]) == ["volo_d1_384"]
+    assert list_models("resnet50?", exclude_filters="*[ds]") == ["resnet50c", "resnet50t"]
+    with pytest.raises(InputError, match="unknown family 'vlo': did you mean 'volo'"):
+        list_models(family="vlo")
+    for wrong in ({"pattern": None}, {"exclude_filters": (5,)}):
+        with pytest.raises(InputError, match=rf"list_models: {next(iter(wrong))}=.*: a pattern such as"):
+            list_models(**wrong)
+
+
+def test_list_models_with_tags():
+    published = [name for name in list_models() if model_info(name).tags[model_info(name).default_tag].hub]
+    tagged = list_models(pretrained=True)
+    assert sorted({name.partition(".")[0] for name in tagged}) == published
+    assert len(published) < len(list_models())
+    assert list_models(pretrained=True, include_tags=False) == published
+    assert list_models(include_tags=True) == tagged
+    assert list_models("volo_d1_224", pretrained=True) == ["volo_d1_224.sail_in1k"]
+    assert list_models("resnet50.a[0-9]_in1k", pretrained=True) == [f"resnet50.a{i}_in1k" for i in "123"]
+    assert list_models("resnet50", pretrained=True, exclude_filters="*.a*") == [
+        f"resnet50.{tag}" for tag in sorted(model_info("resnet50").tags) if not tag.startswith("a")
+    ]
+    assert all(model_info(name) for name in tagged)
 
 
 def test_model_info():

@@ -37,9 +37,23 @@ def refilled(module, dtype=np.float64):
     return module
 
 
+def unstack(tree):
+    """The same tree with every stacked node replaced by its blocks, as the unrolled model holds them."""
+
+    def is_stacked(node):
+        return isinstance(node, dict) and names.STACKED in node
+
+    def blocks(node):
+        stacked = node[names.STACKED]
+        depth = jax.tree.leaves(stacked)[0].shape[0]
+        return {str(i): jax.tree.map(lambda leaf: names.block_of(leaf, i), stacked) for i in range(depth)}
+
+    return jax.tree.map(lambda node: blocks(node) if is_stacked(node) else node, tree, is_leaf=is_stacked)
+
+
 def by_name(tree):
     """A tree's leaves as {unstacked name: numpy array}."""
-    flat = jax.tree_util.tree_leaves_with_path(names.unstack(tree))
+    flat = jax.tree_util.tree_leaves_with_path(unstack(tree))
     return {names.dotted(path): np.asarray(leaf) for path, leaf in flat}
 
 

@@ -46,26 +46,8 @@ def map_named(fn, tree, *rest):
     return jax.tree_util.tree_map_with_path(lambda path, leaf, *more: fn(names(path, leaf), leaf, *more), tree, *rest)
 
 
-def unstack(tree):
-    """The same tree with every stacked node replaced by its blocks, as the unrolled model holds them."""
-    return _nodes(tree, _unstack_node)
-
-
-def _nodes(tree, change):
-    def is_stacked(node):
-        return isinstance(node, dict) and STACKED in node
-
-    return jax.tree.map(lambda node: change(node) if is_stacked(node) else node, tree, is_leaf=is_stacked)
-
-
 def block_of(leaf, i):
     """Block i of a stacked leaf, an array or a shape."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
     return leaf[i]
-
-
-def _unstack_node(node):
-    stacked = node[STACKED]
-    depth = jax.tree.leaves(stacked)[0].shape[0]
-    return {str(i): jax.tree.map(lambda leaf: block_of(leaf, i), stacked) for i in range(depth)}

@@ -102,22 +102,37 @@ def _all():
     return _REGISTRY
 
 
-def list_models(pattern="*", *, family=None, pretrained=False):
+def list_models(pattern="*", *, exclude_filters=(), family=None, pretrained=False, include_tags=None):
     """Names of the registered models, sorted.
 
     Args:
-      pattern: a wildcard pattern, or several; a name must match one.
+      pattern: a wildcard pattern, or several; a name must match one. NAME.TAG patterns are of names with tags.
+      exclude_filters: patterns of names to leave out, one or several.
       family: only those of one family, the name of its file in `vision_jax/models`.
       pretrained: only those with published weights.
+      include_tags: NAME.TAG for each of a model's published weights, in place of its name; None means if `pretrained`.
+
+    Raises:
+      InputError: an unknown family, or a pattern that is no string.
     """
-    patterns = (pattern,) if isinstance(pattern, str) else pattern
-    names = {name for one in patterns for name in fnmatch.filter(_all(), one)}
+    names = [name for name in _all() if not pretrained or any(tag.hub for tag in _all()[name].tags.values())]
     if family is not None:
         families = {name: family_of(name) for name in _all()}
         if family not in families.values():
             raise unknown("family", family, set(families.values()))
-        names = {name for name in names if families[name] == family}
-    return sorted(name for name in names if not pretrained or any(tag.hub for tag in _all()[name].tags.values()))
+        names = [name for name in names if families[name] == family]
+    if pretrained if include_tags is None else include_tags:
+        names = [f"{name}.{tag}" for name in names for tag, weights in _all()[name].tags.items() if weights.hub]
+    kept = _matching(names, "pattern", pattern) - _matching(names, "exclude_filters", exclude_filters)
+    return sorted(kept)
+
+
+def _matching(names, argument, patterns):
+    """Those names that a pattern matches; one without a tag matches them with any."""
+    patterns = (patterns,) if isinstance(patterns, str) else patterns
+    if not isinstance(patterns, list | tuple) or not all(isinstance(one, str) for one in patterns):
+        raise InputError(f"list_models: {argument}={patterns!r}: a pattern such as 'vit*', or several, is wanted")
+    return {name for one in patterns for part in (one, f"{one}.*") for name in fnmatch.filter(names, part)}
 
 
 def family_of(name):
@@ -191,10 +206,3 @@ def check(condition, message):
     """Raises `InputError(message)` unless the condition holds: for what a config's fields must fulfil together."""
     if not condition:
         raise InputError(message)
-
-
-def check_img_size(img_size, multiple, of="patch_size"):
-    """Raises `InputError` unless both sides of the images are multiples of a number, which the field `of` decides."""
-    sides = tuple(img_size) if isinstance(img_size, (tuple, list)) else (img_size, img_size)
-    near = tuple(max(round(side / multiple), 1) * multiple for side in sides)
-    check(sides == near, f"img_size={img_size} is not a multiple of {multiple}, as {of} asks; the nearest is {near}")

@@ -11,6 +11,7 @@ from flax import nnx
 import tiny
 from vision_jax.errors import InputError
 from vision_jax.functional import apply, jit, split
+from vision_jax.models.base import patch_grid
 from vision_jax.registry import create_model, list_models, model_info
 
 # timm's counts, for models that it has under these names
@@ -155,10 +156,18 @@ def test_vit_sizes():
         _shape(model, (2, 8, 8, 3))
 
 
+def test_patch_grid():
+    assert patch_grid((8, 12), (4, 2)) == (2, 6)
+    assert patch_grid((9, 8), 4, drop_edge=True) == (2, 2)
+    for size, patch, near in (((9, 8), 4, r"\(8, 8\)"), (9, 4, "8"), (9, (4, 3), r"\(8, 9\)"), (1, 4, "4")):
+        with pytest.raises(InputError, match=f"is not a multiple of .*; the nearest is {near}$"):
+            patch_grid(size, patch)
+
+
 def test_vit_errors():
     for fields, message in (
         ({"img_size": 30}, r"img_size=30 is not a multiple of patch_size=4; the nearest is 32"),
-        ({"img_size": (32, 1)}, r"img_size=\(32, 1\) is not a multiple of patch_size=4; the nearest is 4"),
+        ({"img_size": (32, 1)}, r"img_size=\(32, 1\) is not a multiple of patch_size=4; the nearest is \(32, 4\)"),
         ({"num_heads": 3}, "embed_dim=16 must be a multiple of num_heads=3"),
         ({"act": "relu"}, "act='relu': one of 'gelu', 'gelu_tanh'"),
         ({"distilled": True, "reg_tokens": 1}, "distilled=True needs global_pool='token', reg_tokens=0"),

@@ -27,6 +27,14 @@ def test_tokens_and_image_make_the_plain_logits():
     np.testing.assert_array_equal(run(train=False, token_labels=True), run(train=False))
 
 
+def test_dense_logits_are_the_patches_own():
+    model = vj.create_model("volo_d1_224", **SMALL)
+    predict = vj.jit(model)
+    dense, image = predict(IMAGES, method="dense_logits"), predict(IMAGES, method="forward_features")[:, 0]
+    assert dense.shape == (4, 2, 3, 7)
+    np.testing.assert_allclose(model.head(image) + 0.5 * dense.max((1, 2)), predict(IMAGES), rtol=0, atol=1e-5)
+
+
 def test_boxes_are_those_of_cutmix():
     """A share of the area drawn uniformly, at a centre drawn uniformly, cut off at the border."""
     boxes = np.asarray(jax.vmap(lambda key: mixing_box(key, (14, 20)))(jax.random.split(jax.random.key(0), 2000)))

@@ -129,8 +129,9 @@ def test_equal_logits_are_no_success(model, batch):
 
 def test_top5_is_told_where_it_says_something(model):
     sums = {"count": 2.0, "loss": 1.0, "top1": 1.0, "top5": 2.0}
-    assert "accuracy_top5" not in Classification(CLASSES[:5]).metrics(sums)
-    assert "accuracy_top5" in Classification(CLASSES[:6]).metrics(sums)
+    for number, told in ((5, ("loss", "accuracy")), (6, ("loss", "accuracy", "accuracy_top5"))):
+        task = Classification(CLASSES[:number])
+        assert tuple(task.metrics(sums)) == task.metric_names == told
 
 
 def test_no_confusion_matrix_of_many_classes(batch):
@@ -154,7 +155,7 @@ def test_predict(model, batch, loss):
 
 class Teacher(nnx.Module):
     def __init__(self, config):
-        self.table = param((config.num_classes,), Normal(2.0))
+        self.config, self.table = config, param((config.num_classes,), Normal(2.0))
 
     def __call__(self, images, train=None):
         assert train is None
@@ -166,17 +167,23 @@ def teacher(monkeypatch):
     config = registry.model_info("resnet18").config
     info = registry.ModelInfo("teacher", Teacher, config, K, 0.0, "", "", "", {"": registry.Pretrained()})
     monkeypatch.setitem(registry._all(), "teacher", info)
-    return {"teacher": "teacher", "teacher_weights": "teacher.safetensors"}
+    fields = {"img_size": 1, "in_chans": K}
+    return {"teacher": "teacher", "teacher_fields": fields, "teacher_weights": "teacher.safetensors"}
+
+
+def _frozen(table=None, scale=1.0, shift=0.0):
+    variables = {"params": {"table": jnp.zeros(K) if table is None else table}, "batch_stats": {}}
+    return {"teacher": {"variables": variables, "scale": jnp.full(K, scale), "shift": jnp.full(K, shift)}}
 
 
 @pytest.mark.parametrize(("kind", "temperature"), [("hard", 1.0), ("soft", 3.0)])
 def test_distillation(model, batch, teacher, kind, temperature):
     task = Classification(CLASSES, distillation=kind, distillation_weight=0.3, temperature=temperature, **teacher)
-    assert task.frozen_shapes()["teacher"]["params"] == {"table": jax.ShapeDtypeStruct((K,), jnp.float32)}
-    table = tiny.normal(K, seed=4)
-    frozen = {"teacher": {"params": {"table": table}, "batch_stats": {}}}
+    frozen = _frozen(table := tiny.normal(K, seed=4), scale=0.5, shift=0.25)
+    assert jax.tree.map(jnp.shape, frozen) == jax.tree.map(lambda s: s.shape, task.frozen_shapes())
     logits = _logits(model[1], batch)
-    taught = np.asarray(batch["image"], np.float64).reshape(B, K)[:, ::-1] + np.asarray(table)
+    seen = 0.5 * np.asarray(batch["image"], np.float64).reshape(B, K) + 0.25
+    taught = seen[:, ::-1] + np.asarray(table)
     labels_loss = -_log_softmax(logits)[np.arange(B), np.asarray(batch["label"])].mean()
     if kind == "hard":
         term = -_log_softmax(logits)[np.arange(B), taught.argmax(-1)].mean()
@@ -186,27 +193,37 @@ def test_distillation(model, batch, teacher, kind, temperature):
     value, _ = _train_loss(task, model, batch, frozen)
     np.testing.assert_allclose(value, 0.7 * labels_loss + 0.3 * term, rtol=1e-6)
     grads = jax.grad(lambda frozen: _train_loss(task, model, batch, frozen)[0])(frozen)
-    np.testing.assert_array_equal(grads["teacher"]["params"]["table"], 0.0)
+    np.testing.assert_array_equal(grads["teacher"]["variables"]["params"]["table"], 0.0)
+
+
+class TwoHeads(Given):
+    def __call__(self, images, train=None):
+        logits = super().__call__(images, train)
+        return (logits, logits[:, ::-1]) if train else (logits + logits[:, ::-1]) / 2
 
 
 def test_a_distilled_head_of_its_own(batch, teacher):
-    class TwoHeads(Given):
-        def __call__(self, images, train=None):
-            logits = super().__call__(images, train)
-            return logits, logits[:, ::-1]
-
     task = Classification(CLASSES, distillation_weight=1.0, **teacher)
-    frozen = {"teacher": {"params": {"table": jnp.zeros(K)}, "batch_stats": {}}}
     model = split(TwoHeads())
-    value, _ = _train_loss(task, model, batch, frozen)
+    value, _ = _train_loss(task, model, batch, _frozen())
     taught = np.asarray(batch["image"]).reshape(B, K)[:, ::-1].argmax(-1)
     expected = -_log_softmax(_logits(model[1], batch)[:, ::-1])[np.arange(B), taught].mean()
     np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
+def test_two_heads_without_a_teacher_train_their_mean(batch):
+    model = split(TwoHeads())
+    logits = _logits(model[1], batch)
+    logits = (logits + logits[:, ::-1]) / 2
+    value, (_, metrics) = _train_loss(Classification(CLASSES), model, batch)
+    label = np.asarray(batch["label"])
+    np.testing.assert_allclose(value, -_log_softmax(logits)[np.arange(B), label].mean(), rtol=1e-6)
+    np.testing.assert_allclose(metrics["accuracy"], (logits.argmax(-1) == label).mean(), rtol=1e-6)
+
+
 def test_without_a_teacher_nothing_is_frozen():
     assert Classification(CLASSES).frozen_shapes() == {}
-    assert Classification(CLASSES).model_fields() == {"num_classes": K}
+    assert Classification(CLASSES).model_fields() == {"num_classes": K, "token_labels": False}
 
 
 def test_task_errors(teacher):
@@ -214,6 +231,12 @@ def test_task_errors(teacher):
         Classification(CLASSES, loss="sofmax")
     with pytest.raises(InputError, match=r"task.teacher='resnet50' needs task.teacher_weights"):
         Classification(CLASSES, teacher="resnet50")
+    with pytest.raises(InputError, match=r"task.teacher_weights='x' is no run's workdir.*name the model in task.teach"):
+        Classification(CLASSES, teacher_weights="x")
+    with pytest.raises(InputError, match=r"the teacher of task.teacher_weights='x' has 3 classes, the data have 8"):
+        Classification(CLASSES, teacher="resnet18", teacher_weights="x", teacher_fields={"num_classes": 3})
+    with pytest.raises(InputError, match=r"unknown config field of resnet18 'depth': did you mean 'depths'"):
+        Classification(CLASSES, teacher="resnet18", teacher_weights="x", teacher_fields={"depth": 3})
     with pytest.raises(InputError, match=r"unknown task.distillation 'hart': did you mean 'hard'"):
         Classification(CLASSES, distillation="hart", **teacher)
     with pytest.raises(InputError, match=r"unknown model 'resnet5': did you mean 'resnet50'"):

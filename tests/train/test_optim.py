@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+import tiny
 from vision_jax import names
 from vision_jax.errors import InputError
 from vision_jax.train.optim import make_optimizer
@@ -45,7 +46,7 @@ def _stacked(tree):
 
 def _flat(tree):
     out = {}
-    names.map_named(lambda name, leaf: out.setdefault(name[0], np.asarray(leaf)), names.unstack(tree))
+    names.map_named(lambda name, leaf: out.setdefault(name[0], np.asarray(leaf)), tiny.unstack(tree))
     return out
 
 
@@ -231,7 +232,7 @@ def test_a_stack_of_one_block_trains_as_the_block(name):
     results = []
     for params in ({"0": block}, {names.STACKED: jax.tree.map(lambda leaf: leaf[None], block)}):
         tx = make_optimizer({"name": name, "weight_decay": DECAY}, params, schedule=LR)
-        results.append(names.unstack({"blocks": tx.update(params, tx.init(params), params)[0]}))
+        results.append(tiny.unstack({"blocks": tx.update(params, tx.init(params), params)[0]}))
     np.testing.assert_allclose(*[r["blocks"]["0"]["fc1"]["kernel"] for r in results], rtol=1e-6)
 
 

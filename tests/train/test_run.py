@@ -64,6 +64,13 @@ def test_sizes_of_training_and_evaluation_may_differ_where_the_model_takes_both(
     assert r.model.config.img_size == (32, 32)
 
 
+def test_the_best_is_judged_by_a_metric_that_there_is():
+    for wrong, near in (("acuracy", "accuracy"), ("eval_loss", "loss")):
+        message = rf"unknown config.checkpoint.keep_best '{wrong}': did you mean '{near}'\? \(one of accuracy, accu"
+        with pytest.raises(InputError, match=message):
+            run.build(config(checkpoint__keep_best=wrong), training=True)
+
+
 def test_a_damaged_first_image(tmp_path):
     """It tells the images' shape, and must neither go unnamed nor stop a run that replaces such images."""
     root = photos(tmp_path / "photos", ("train",), damaged=[("dark", i) for i in range(3)])

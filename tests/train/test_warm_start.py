@@ -1,15 +1,13 @@
-"""First values from another run or from a weight file, and teachers."""
+"""First values from another run or from a weight file."""
 
 import jax
 import numpy as np
 import pytest
 
 import tiny_run
-from tiny_run import assert_same, config, records, state_of
+from tiny_run import assert_same, config, state_of
 from vision_jax.errors import InputError
 from vision_jax.functional import merge
-from vision_jax.models.resnet import ResNet, ResNetConfig
-from vision_jax.registry import _REGISTRY, list_models, register
 from vision_jax.train import loop, run, use
 from vision_jax.weights.save import save_weights
 
@@ -101,41 +99,3 @@ def test_a_run_that_goes_on_does_not_look_for_its_first_values(pretrained, tmp_p
     loop.train(config(init_from=f"'{pretrained}'", total=4), tmp_path / "w")
     loop.train(config(init_from="gone", total=5), tmp_path / "w")
     assert int(state_of(tmp_path / "w", "step")["step"]) == 5
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    """The workdir of a trained model that has a name of its own."""
-    list_models()  # registers those there are
-    register(
-        "teacher",
-        ResNet,
-        ResNetConfig(in_chans=1, stem_dim=16, depths=(1,), embed_dims=(8,)),
-        params=0,
-        gmacs=0,
-        paper="",
-        licence="",
-    )
-    workdir = tmp_path_factory.mktemp("teacher")
-    loop.train(config("digits_resnet.py:8", {**tiny_run.RESNET, **TEACHER}, total=2), workdir)
-    yield workdir
-    del _REGISTRY["teacher"]
-
-
-TEACHER = {"model.name": "teacher", "model.depths": (1,), "model.embed_dims": (8,)}
-
-
-def test_distilled_from_a_run(teacher, tmp_path):
-    def losses(name, **fields):
-        loop.train(config(total=3, **fields), tmp_path / name)
-        return [record["train/loss"] for record in records(tmp_path / name, "train/loss")]
-
-    taught = {"task__teacher": "teacher", "task__teacher_weights": f"'{teacher}'", "task__distillation": "soft"}
-    alone, ignored = losses("alone"), losses("ignored", **taught, task__distillation_weight=0.0)
-    assert ignored == pytest.approx(alone, rel=1e-5)
-    half, wholly = losses("half", **taught), losses("wholly", **taught, task__distillation_weight=1.0)
-    assert half[0] == pytest.approx((alone[0] + wholly[0]) / 2, rel=1e-5)
-    assert abs(wholly[0] - alone[0]) > 1e-3
-    with pytest.raises(InputError, match="no/where"):
-        loop.train(config(**{**taught, "task__teacher_weights": "no/where"}), tmp_path / "none")
-    assert not (tmp_path / "none").exists()

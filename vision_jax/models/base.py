@@ -1,6 +1,7 @@
 """What every model shares."""
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -72,6 +73,26 @@ class Model(nnx.Module):
                 message += " They look channels-first: images.transpose(0, 2, 3, 1)."
             raise InputError(message)
         return self.forward_head(self.forward_features(images, train), train)
+
+    def dense_logits(self, images):
+        """Logits of every position of the last map, [B, h, w, num_classes]: the head, with one position to pool.
+
+        Where a token before the patches is read for the whole image, the patch stands in its place.
+
+        Raises:
+          InputError: the model has no single last map, or no classifier.
+        """
+        x = self.forward_features(images)
+        if isinstance(x, tuple | list) or not self.config.num_classes:
+            raise InputError(f"{type(self).__name__} has no logits of single positions: no one last map, or no head")
+        B, *grid, C = x.shape
+        if x.ndim == 4:
+            x = x.reshape(-1, 1, 1, C)
+        else:
+            grid = getattr(self, "grid", None) or [n // self.feature_info[-1].reduction for n in images.shape[1:3]]
+            prefix = x.shape[1] - math.prod(grid)
+            x = jnp.repeat(x[:, prefix:].reshape(-1, 1, C), prefix + 1, axis=1)
+        return self.forward_head(x).reshape(B, *grid, -1)
 
     def reset_classifier(self, num_classes, seed=0):
         """Gives the model a new classifier with initial values, or none for num_classes=0; everything else stays.
@@ -165,16 +186,21 @@ class StagedModel(Model):
         return (*groups, (r"", block))
 
 
-def patch_grid(img_size, patch_size):
-    """Rows and columns of patches in an image; sizes are ints or (height, width).
+def patch_grid(img_size, patch_size, drop_edge=False):
+    """Rows and columns of whole patches in an image; sizes are ints or (height, width).
+
+    Args:
+      drop_edge: whether pixels beyond the last whole patch may be left over.
 
     Raises:
       InputError: patches do not tile the image; with the nearest size that they tile.
     """
-    sides, patches = pair(img_size), pair(patch_size)
-    near = tuple(max(round(s / p), 1) * p for s, p in zip(sides, patches, strict=True))
-    check(sides == near, f"img_size={img_size} is not a multiple of patch_size={patch_size}; the nearest is {near}")
-    return tuple(s // p for s, p in zip(sides, patches, strict=True))
+    sizes = tuple(zip(pair(img_size), pair(patch_size), strict=True))
+    near = tuple(max(round(side / patch), 1) * patch for side, patch in sizes)
+    near = near[0] if isinstance(img_size, int) and near[0] == near[1] else near
+    whole = all(side % patch == 0 or (drop_edge and side > patch) for side, patch in sizes)
+    check(whole, f"img_size={img_size} is not a multiple of patch_size={patch_size}; the nearest is {near}")
+    return tuple(side // patch for side, patch in sizes)
 
 
 def check_stages(config, *fields):

@@ -19,7 +19,6 @@ from flax import nnx
 from vision_jax.functional import tap
 from vision_jax.layers.attention import QKV, Attention, aggregate, attention_probabilities
 from vision_jax.layers.block import Block
-from vision_jax.layers.conv import pair
 from vision_jax.layers.drop import dropout, linear_rates
 from vision_jax.layers.linear import Linear
 from vision_jax.layers.mlp import Mlp
@@ -27,9 +26,9 @@ from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.patch import PatchEmbed
 from vision_jax.layers.resample import resample_positions
 from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Model, ModelConfig
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig, patch_grid
 from vision_jax.parameters import ones, param, trunc_normal
-from vision_jax.registry import check, check_img_size, register
+from vision_jax.registry import check, register
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +57,7 @@ class ConViTConfig(ModelConfig):
             0 <= self.local_depth < self.depth,
             f"local_depth={self.local_depth} must be below depth={self.depth}: the class token joins after them",
         )
-        check_img_size(self.img_size, self.patch_size)
+        patch_grid(self.img_size, self.patch_size)
 
 
 @functools.cache
@@ -127,7 +126,7 @@ class ConViT(Model):
         c = self.config = config
         kw, norm = dict(dtype=c.dtype), functools.partial(LayerNorm, epsilon=1e-6, dtype=c.dtype)
         drops = dict(attn_drop=c.attn_drop_rate, proj_drop=c.proj_drop_rate)
-        self.grid = tuple(side // c.patch_size for side in pair(c.img_size))
+        self.grid = patch_grid(c.img_size, c.patch_size)
         self.patch_embed = PatchEmbed(c.in_chans, c.embed_dim, c.patch_size, **kw)
         self.cls_token = param((1, 1, c.embed_dim), trunc_normal)
         self.pos_embed = param((1, math.prod(self.grid), c.embed_dim), trunc_normal)

@@ -28,9 +28,9 @@ from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.patch import PatchEmbed
 from vision_jax.layers.resample import resample_positions
 from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Model, ModelConfig
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig, patch_grid
 from vision_jax.parameters import param, torch_default, trunc_normal
-from vision_jax.registry import check, check_img_size, register
+from vision_jax.registry import check, register
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ class CrossViTConfig(ModelConfig):
             check(dim % heads == 0, f"embed_dim={self.embed_dim} must be multiples of num_heads={self.num_heads}")
         for scale, patch in zip(self.img_scale, self.patch_size, strict=True):
             if scale == 1:
-                check_img_size(self.img_size, patch)
+                patch_grid(self.img_size, patch)
             check(
                 not self.conv_stem or patch in (12, 16),
                 f"patch_size={self.patch_size}: conv_stem=True is for patches of 12 and 16 pixels",

@@ -20,7 +20,7 @@ from vision_jax.layers.mlp import Mlp
 from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.patch import PatchEmbed
 from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Model, ModelConfig
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig, patch_grid
 from vision_jax.parameters import Normal, lecun_normal, xavier_uniform, zeros
 from vision_jax.registry import INCEPTION_MEAN, INCEPTION_STD, check, register
 
@@ -37,10 +37,7 @@ class MixerConfig(ModelConfig):
     scan_blocks: bool = False
 
     def __post_init__(self):
-        sides, patches = pair(self.img_size), pair(self.patch_size)
-        near = tuple(max(round(s / p), 1) * p for s, p in zip(sides, patches, strict=True))
-        given = f"img_size={self.img_size} is not a multiple of patch_size={self.patch_size}"
-        check(sides == near, f"{given}; the nearest is {near}")
+        patch_grid(self.img_size, self.patch_size)
         check(len(pair(self.mlp_ratio)) == 2, f"mlp_ratio={self.mlp_ratio}: two numbers, of tokens and of channels")
 
 
@@ -76,7 +73,7 @@ class MlpMixer(Model):
     def __init__(self, config):
         c = self.config = config
         kw, norm = {"dtype": c.dtype}, functools.partial(LayerNorm, epsilon=1e-6, dtype=c.dtype)
-        self.grid = tuple(s // p for s, p in zip(pair(c.img_size), pair(c.patch_size), strict=True))
+        self.grid = patch_grid(c.img_size, c.patch_size)
         self.patch_embed = PatchEmbed(
             c.in_chans, c.embed_dim, c.patch_size, init=lecun_normal, bias_init=zeros, **kw
         )  # fmt: skip

@@ -18,16 +18,16 @@ from flax import nnx
 
 from vision_jax.layers.attention import Attention
 from vision_jax.layers.block import Block
-from vision_jax.layers.conv import Conv, pair
+from vision_jax.layers.conv import Conv
 from vision_jax.layers.drop import dropout, linear_rates
 from vision_jax.layers.linear import Linear
 from vision_jax.layers.mlp import Mlp
 from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.resample import resample_positions
 from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Model, ModelConfig
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig, patch_grid
 from vision_jax.parameters import param, torch_default, trunc_normal
-from vision_jax.registry import INCEPTION_MEAN, INCEPTION_STD, check, check_img_size, register
+from vision_jax.registry import INCEPTION_MEAN, INCEPTION_STD, check, register
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class TNTConfig(ModelConfig):
             self.patch_size % self.stride == 0,
             f"patch_size={self.patch_size} must be a multiple of stride={self.stride}",
         )
-        check_img_size(self.img_size, self.patch_size)
+        patch_grid(self.img_size, self.patch_size)
 
 
 class TNTBlock(nnx.Module):
@@ -141,7 +141,7 @@ class TNT(Model):
     def __init__(self, config):
         c = self.config = config
         kw, norm = dict(dtype=c.dtype), functools.partial(LayerNorm, epsilon=1e-5, dtype=c.dtype)
-        self.grid, side = tuple(n // c.patch_size for n in pair(c.img_size)), c.patch_size // c.stride
+        self.grid, side = patch_grid(c.img_size, c.patch_size), c.patch_size // c.stride
         sentence = side * side * c.inner_dim
         self.pixel_embed = WordEmbed(c)
         self.norm1_proj = norm(sentence)

@@ -29,9 +29,9 @@ from vision_jax.layers.norm import BatchNorm, LayerNorm
 from vision_jax.layers.pooling import avg_pool
 from vision_jax.layers.resample import resample_positions
 from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Model, ModelConfig, TokenLogits
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig, TokenLogits, patch_grid
 from vision_jax.parameters import param, torch_default, trunc_normal
-from vision_jax.registry import check, check_img_size, register
+from vision_jax.registry import check, register
 
 PATCH, HALVED = 8, 2  # pixels of an outlooker's token, and these of a transformer's
 
@@ -69,7 +69,7 @@ class VOLOConfig(ModelConfig):
             len(set(self.embed_dims[1:])) == 1, f"embed_dims={self.embed_dims}: the transformers' stages must be equal"
         )
         check(self.token_labels or not self.mix_token, "mix_token=True needs token_labels=True")
-        check_img_size(self.img_size, PATCH)
+        patch_grid(self.img_size, PATCH)
 
 
 class OutlookAttention(nnx.Module):
@@ -228,6 +228,11 @@ class VOLO(Model):
         if self.head is None:
             return token
         return self.head(token) + 0.5 * self.aux_head(dropout(x, self.config.drop_rate, train)[:, 1:]).max(axis=1)
+
+    def dense_logits(self, images):
+        """The patches' own logits [B, h, w, num_classes], by the head that token labelling trains."""
+        x = self.forward_features(images)[:, 1:]
+        return self.aux_head(x).reshape(x.shape[0], *self.grid, -1)
 
     def resample(self, leaf, array):
         """A parameter made for another image size, at this one's."""

@@ -1,7 +1,7 @@
 """What is trained: each task owns its loss, its metrics and the preparation of its targets.
 
-The loop knows a task by what every task has: `model_fields`, `frozen_shapes`, `train_loss`, `evaluate`, `metrics`
-and `predict`.
+The loop knows a task by what every task has: `model_fields`, `frozen_shapes`, `train_loss`, `evaluate`, `metrics`,
+`metric_names` and `predict`.
 """
 
 import dataclasses

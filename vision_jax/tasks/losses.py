@@ -60,6 +60,21 @@ def smooth(labels, num_classes, smoothing=0.0):
     return jnp.where(jax.nn.one_hot(labels, num_classes, dtype=bool), 1 - smoothing + off, off).astype(float)
 
 
+def smooth_targets(targets, smoothing):
+    """Smoothing of targets that are probabilities already, [..., K] (arXiv:1512.00567)."""
+    return (1 - smoothing) * targets + smoothing / targets.shape[-1]
+
+
+def corrected_targets(taught, labelled):
+    """A teacher's targets and the labels', [B, K] each, as one: their mean where both have the same likeliest class.
+
+    Elsewhere nine parts of ten are the teacher's (VOLO's fine-tuning, github.com/sail-sg/volo).
+    """
+    agree = taught.argmax(-1) == labelled.argmax(-1)
+    share = jnp.where(agree, 0.5, 0.9)[:, None].astype(taught.dtype)
+    return share * taught + (1 - share) * labelled
+
+
 def mixed_targets(label, label_mixed, weight, num_classes, smoothing=0.0):
     """Targets of mixup (arXiv:1710.09412) and cutmix (arXiv:1905.04899) images (timm's `mixup_target`).
 
@@ -104,6 +119,51 @@ def distillation(student_logits, teacher_logits, kind="soft", temperature=1.0):
         return softmax_cross_entropy(student, smooth(jnp.argmax(teacher, axis=-1), teacher.shape[-1]))
     log_student, log_teacher = (jax.nn.log_softmax(logits / temperature) for logits in (student, teacher))
     return temperature**2 * jnp.sum(jnp.exp(log_teacher) * (log_teacher - log_student), axis=-1)
+
+
+def dense_targets(scores, grid, most=5):
+    """An annotator's scores -> targets of a model's tokens (token labelling: Jiang et al., 2021, arXiv:2104.10858).
+
+    As in the released code: of each position the highest scores are kept and the others set to 0, maps are
+    interpolated, and softmax follows. (There, maps are stored and RoIAlign cuts the image's crop from them; here the
+    annotator has seen the crop itself.) No gradient reaches the annotator.
+
+    Args:
+      scores: [B, h, w, K], logits.
+      grid: (H, W), of the tokens.
+      most: how many scores of a position are kept; 0 for all.
+
+    Returns:
+      Of the image [B, K], from the scores' mean over it; of the tokens [B, H, W, K].
+    """
+    scores = jax.lax.stop_gradient(_wide(scores))
+    if 0 < most < scores.shape[-1]:
+        values, classes = jax.lax.top_k(scores, most)
+        scores = (jax.nn.one_hot(classes, scores.shape[-1], dtype=scores.dtype) * values[..., None]).sum(-2)
+    tokens = jax.image.resize(scores, (scores.shape[0], *grid, scores.shape[-1]), "linear")
+    return jax.nn.softmax(scores.mean((1, 2))), jax.nn.softmax(tokens)
+
+
+def token_labelling(output, image_targets, token_targets, token_weight=0.5):
+    """The loss of a model that gives `TokenLogits` (arXiv:2104.10858, equation 4).
+
+    The cross-entropy of the image plus `token_weight` times the mean of the tokens'. Where the model mixed tokens of
+    each image with those of the one as far from the batch's other end, so are the images' targets, by their shares; the
+    tokens' logits lie where their image is.
+
+    Args:
+      output: a `TokenLogits`.
+      image_targets: [B, K], probabilities.
+      token_targets: [B, h, w, K], probabilities.
+      token_weight: of the tokens' term.
+
+    Returns:
+      [B].
+    """
+    kept = _wide(output.kept)
+    image_targets = kept * image_targets + (1 - kept) * image_targets[::-1]
+    tokens = softmax_cross_entropy(output.tokens, token_targets).mean((1, 2))
+    return softmax_cross_entropy(output.logits, image_targets) + token_weight * tokens
 
 
 def _wide(x):

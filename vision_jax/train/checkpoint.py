@@ -63,15 +63,16 @@ class Checkpointer:
           Whether a save was started.
 
         Raises:
+          InputError: if `keep_best` is none of the metrics.
           OSError: if the save before could not be written.
         """
         self.wait()
         step = int(step)
         if step in self.steps():
             return False
-        metrics = {name: float(value) for name, value in (metrics or {}).items() if math.isfinite(value)}
         if metrics and self.keep_best and self.keep_best not in metrics:
-            logger.warning("step %d cannot be judged best: %s", step, unknown("metric", self.keep_best, metrics))
+            raise unknown("keep_best metric", self.keep_best, metrics)
+        metrics = {name: float(value) for name, value in (metrics or {}).items() if math.isfinite(value)}
         response = self._orbax.save_async(step, named_state.to_named(state), force=True, metrics=metrics or None)
         self._under_way = (step, response)
         return True

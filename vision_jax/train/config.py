@@ -30,7 +30,7 @@ def default_config():
     c.init_from = ""  # warm start: a run's workdir, or a safetensors file in the reference's names
 
     c.model = {"name": "vit_tiny_patch16_224"}  # a name of `list_models()` and any fields of its config
-    c.task = {"name": "classification"}  # a name of `tasks` and its options
+    c.task = {"name": "classification"}  # a name of `tasks` and its options: loss, teacher, token labelling, ...
 
     c.data = {
         "source": "digits",  # digits, folder, tfds, synthetic
@@ -75,7 +75,7 @@ def default_config():
     c.checkpoint = {
         "every": "1 epochs",
         "keep_last": 2,
-        "keep_best": "accuracy",  # an evaluation metric, or ""; with one, each step that is evaluated is saved too
+        "keep_best": "accuracy",  # a metric of the task's, or ""; with one, each step that is evaluated is saved too
     }
     c.log_every = 20  # steps
     c.profile_steps = ()  # (first, last) step of a profiler trace

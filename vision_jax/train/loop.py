@@ -24,7 +24,8 @@ from vision_jax.train.overview import parameter_overview
 from vision_jax.train.report import report
 from vision_jax.train.run import build
 from vision_jax.train.step import evaluated
-from vision_jax.train.warm_start import frozen_variables, warm_start
+from vision_jax.train.teachers import frozen_variables
+from vision_jax.train.warm_start import warm_start
 
 logger = logging.getLogger(__name__)
 

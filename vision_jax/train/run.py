@@ -24,6 +24,7 @@ from vision_jax.mesh import make_mesh
 from vision_jax.parallel import sharding
 from vision_jax.tasks import make_task
 from vision_jax.train import optim, schedules, step
+from vision_jax.train.teachers import with_teacher
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -114,6 +115,7 @@ def build(config, *, training=False, evaluation=False):
       InputError: whatever in the config cannot be, before anything is written.
     """
     _check(config)
+    config = with_teacher(config) if training or not config.task.get("teacher") else config
     mesh = make_mesh(**config.mesh)
     rules = (*config.sharding_rules, *sharding.RULES)
     eval_host, eval_device = split_ops(config.eval.ops)
@@ -191,16 +193,26 @@ def _model(config, task, image_shape):
     fields = {key: value for key, value in config.model.items() if key != "name"}
     if config.dtype not in DTYPES:
         raise unknown("dtype", config.dtype, DTYPES)
-    decided = {"dtype": DTYPES[config.dtype], **task.model_fields()}
+    decided = {"dtype": DTYPES[config.dtype], **_asked(config.model.name, task)}
     if image_shape:
         decided |= {"in_chans": image_shape[2], "img_size": tuple(image_shape[:2])}
     for key, value in decided.items():
         given = fields.get(key, value)
         if given != value and not (key == "img_size" and tuple(np.broadcast_to(given, 2)) == value):
             what = f"config.model.{key}={given!r}, but the data and the task give {value!r}"
-            raise InputError(f"{what}: leave it out, or change the ops")
+            raise InputError(f"{what}: leave it out, or change the task or the ops")
     _check_types(config.model.name, fields)
     return registry.create_model(config.model.name, abstract=True, **{**fields, **decided})
+
+
+def _asked(name, task):
+    """The fields that the task decides of a model, without those that it has not and that are off."""
+    asked = task.model_fields()
+    for field in [field for field in asked if not hasattr(registry.model_info(name).config, field)]:
+        if asked.pop(field):
+            able = [other for other in registry.list_models() if hasattr(registry.model_info(other).config, field)]
+            raise InputError(f"the task needs a model with the field {field!r}, {name} has none: {', '.join(able)} do")
+    return asked
 
 
 def _check_types(name, fields):
@@ -232,6 +244,8 @@ def _add_training(run):
     run.total_steps = _at_least_one(run, c.total, "config.total")
     run.eval_every = _at_least_one(run, c.eval.every, "config.eval.every")
     run.save_every = _at_least_one(run, c.checkpoint.every, "config.checkpoint.every")
+    if c.checkpoint.keep_best and c.checkpoint.keep_best not in run.task.metric_names:
+        raise unknown("config.checkpoint.keep_best", c.checkpoint.keep_best, run.task.metric_names)
     s = c.optim.schedule
     run.schedule = schedules.make_schedule(
         s.name, c.optim.lr, run.total_steps, end=s.end,

@@ -36,11 +36,3 @@ def warm_start(state, path, run):
     variables = jax.device_put(variables, places)
     averages = {"ema": jax.tree.map(jnp.copy, variables)} if "ema" in state else {}
     return {**state, **variables, **averages}
-
-
-def frozen_variables(run):
-    """The arrays that the task's loss needs beside the model's: a teacher's."""
-    task = run.task
-    if not task.frozen_shapes():
-        return {}
-    return {"teacher": load_variables(task.teacher_static(), task.teacher_weights)}

@@ -21,7 +21,7 @@ from vision_jax.layers.patch import PatchEmbed
 from vision_jax.layers.position import sincos_2d
 from vision_jax.layers.resample import resample_positions
 from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Model, ModelConfig
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig, patch_grid
 from vision_jax.models.vit.dialects import BIG_VISION, HF, HF_MODULES
 from vision_jax.parameters import Normal, param, trunc_normal
 from vision_jax.registry import check
@@ -82,11 +82,7 @@ class ViTConfig(ModelConfig):
         check(alone or not self.distilled, "distilled=True needs global_pool='token', reg_tokens=0 and no fc_norm")
         check(not (fixed and self.class_token), "position='sincos2d' is for class_token=False")
         check(not fixed or dim % 4 == 0, f"position='sincos2d' needs embed_dim={dim} to be a multiple of 4")
-        for size, patch in zip(pair(self.img_size), pair(self.patch_size), strict=True):
-            near = max(round(size / patch), 1) * patch
-            given = f"img_size={self.img_size} is not a multiple of patch_size={self.patch_size}"
-            whole = size % patch == 0 or (self.drop_edge and size > patch)
-            check(whole, f"{given}; the nearest is {near}")
+        patch_grid(self.img_size, self.patch_size, self.drop_edge)
 
 
 class VisionTransformer(Model):
@@ -102,7 +98,7 @@ class VisionTransformer(Model):
         c = self.config = config
         kw, norm = {"dtype": c.dtype}, functools.partial(LayerNorm, epsilon=1e-6, dtype=c.dtype)
         dim, hidden = c.embed_dim, int(c.embed_dim * c.mlp_ratio)
-        self.grid = tuple(s // p for s, p in zip(pair(c.img_size), pair(c.patch_size), strict=True))
+        self.grid = patch_grid(c.img_size, c.patch_size, c.drop_edge)
         self.patch_embed = PatchEmbed(c.in_chans, dim, c.patch_size, **kw)
         self.cls_token = param((1, 1, dim), Normal(1e-6)) if c.class_token else None
         self.dist_token = param((1, 1, dim), trunc_normal) if c.distilled else None
