@@ -3,7 +3,10 @@
 import math
 import numbers
 
-from vision_jax.kernels.neighborhood_attention import halves, xla
+from vision_jax.kernels import dispatch
+from vision_jax.kernels.neighborhood_attention import halves, query_tiles, tpu, xla
+from vision_jax.kernels.neighborhood_attention.query_tiles import from_groups, to_groups
+from vision_jax.kernels.over_mesh import local_shape, over_mesh, split_axes
 
 from vision_jax.errors import InputError, unknown
 
@@ -12,12 +15,13 @@ BORDERS = ("shift", "mask", "zero")
 
 def neighborhood_attention(
     q, k, v, *, kernel_size, stride=1, dilation=1, is_causal=False, border="shift", bias=None, scale=None,
-    additional_keys=None, additional_values=None, additional_bias=None, return_lse=False,
+    additional_keys=None, additional_values=None, additional_bias=None, return_lse=False, implementation=None,
 ):  # fmt: skip
     """Softmax attention of every query to the window around it (NAT: arXiv:2204.07143; DiNAT: arXiv:2209.15001).
 
     Options are one value for all axes, or a tuple of one an axis. Differentiable in every array. Memory grows with the
-    number of tokens, not with that times the window.
+    number of tokens, not with that times the window. The result is the same from every implementation, and from run to
+    run on one device.
 
     Args:
       q: queries [B, *sizes, heads, head_dim], of one, two or three axes.
@@ -37,23 +41,46 @@ def neighborhood_attention(
         softmax.
       additional_bias: added to their scaled scores, [heads, T], or what broadcasts to [B, *sizes, heads, T].
       return_lse: return the log-sum-exp of the scores too.
+      implementation: "xla" or "tpu"; None is the kernel of the device where it takes the call, else XLA
+        (`vision_jax.kernels.explain` says which and why).
 
     Returns:
       [B, *sizes, heads, value_dim] in v's dtype; or (that, [B, *sizes, heads] in at least float32). Softmax is in at
       least float32.
 
     Raises:
-      InputError: shapes or sizes that do not fit together.
+      InputError: shapes or sizes that do not fit together; an implementation that cannot run.
     """
     _check_operands(q, k, v)
     options = _options(q.shape[1:-2], kernel_size, stride, dilation, is_causal, border)
     _check_bias(bias, q.shape[-2], options["kernel_size"])
     _check_additional(q, k, v, additional_keys, additional_values, additional_bias)
-    out, lse = xla.neighborhood_attention(
-        q, k, v, **options, bias=bias, scale=_scale(scale, q), additional_keys=additional_keys,
-        additional_values=additional_values, additional_bias=additional_bias,
-    )  # fmt: skip
-    return (out, lse) if return_lse else out
+    scale = _scale(scale, q)
+    sizes, names = q.shape[1:-2], ("batch", *(None,) * (q.ndim - 3), "heads", None)
+    axes = split_axes({"batch": [len(q)], "heads": [q.shape[-2], k.shape[-2]]})
+    local = local_shape(q.shape, names, axes)
+    used = {"additional_keys": additional_keys is not None, "return_lse": return_lse, "border='zero'": border == "zero"}
+    refused = query_tiles.refusal(q, k, v, local, options, bias is not None, [name for name in used if used[name]])
+    chosen = dispatch.choose("neighborhood_attention", local, implementation, {"tpu": refused})
+    if chosen == "xla":
+        out, lse = xla.neighborhood_attention(
+            q, k, v, **options, bias=bias, scale=scale, additional_keys=additional_keys,
+            additional_values=additional_values, additional_bias=additional_bias,
+        )  # fmt: skip
+        return (out, lse) if return_lse else out
+    layout = query_tiles.layout(local, options)
+    # A dilation group is a map of its own: the groups of an image join its batch.
+    q, k, v = (to_groups(x, options["dilation"]) for x in (q, k, v))
+    bias = None if bias is None else bias.reshape(len(bias), -1, bias.shape[-1])
+    names = ("batch", None, None, "heads", None)
+    out = over_mesh(
+        lambda q, k, v, bias: tpu.neighborhood_attention(q, k, v, bias, scale, layout),
+        (q, k, v, bias),
+        (names, names, names, ("heads", None, None)),
+        names,
+        axes,
+    )
+    return from_groups(out, options["dilation"], sizes)
 
 
 def neighborhood_scores(

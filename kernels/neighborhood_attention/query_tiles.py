@@ -7,7 +7,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 from vision_jax.kernels.neighborhood_attention.windows import axis_windows
-from vision_jax.kernels.packed_heads import LANES, MASKED, Heads
+from vision_jax.kernels.packed_heads import LANES, MASKED, VMEM, Heads
 
 QUERIES = 128  # of a tile, at most: two of them at k = 7 take as many scores as registers hold
 SUBLANES = 8  # rows of a register: where a block may begin along a map's columns
@@ -36,7 +36,8 @@ class QueryTiles:
     def tile(self):
         """Queries of a tile, (rows, columns): all columns of a narrow map, so that no halo is cut off beside it."""
         height, width = self.size
-        columns = next((n for n in (16, 8) if width % n == 0 and width > 2 * n), width)
+        candidates = (16, 8) if height > 1 else (128, 64, 32, 16, 8)
+        columns = next((n for n in candidates if width % n == 0 and width > 2 * n), width)
         return _divisor(height, QUERIES // columns), columns
 
     @functools.cached_property
@@ -125,6 +126,76 @@ class QueryTiles:
             table, columns, blocks = 2 * table, 2 * columns, 2 * blocks
             blocks += 2 * self.step_images * math.prod(self.size) * self.heads.padded * 4
         return 2 * (blocks + columns) + table + 8 * self.step_images * score
+
+
+def layout(shape, options):
+    """The layout of a call on operands of `shape`, [B, *sizes, heads, head_dim] on one device.
+
+    Args:
+      shape: of the operands, before their dilation groups join the batch.
+      options: kernel_size, stride, dilation, is_causal (one an axis) and border.
+    """
+    batch, *sizes, heads, head_dim = shape
+    dilation = options["dilation"]
+    grouped = [n // d for n, d in zip(sizes, dilation, strict=True)]
+    alone = (1,) * (2 - len(sizes))  # a map of one axis is a single row
+    per_axis = [(*alone, *options[name]) for name in ("kernel_size", "stride")]
+    causal = (*(False for _ in alone), *options["is_causal"])
+    heads = Heads(heads, head_dim)
+    return QueryTiles(batch * math.prod(dilation), (*alone, *grouped), heads, *per_axis, causal, options["border"])
+
+
+def refusal(q, k, v, shape, options, biased, other):
+    """Why the kernel does not take a call, or None where it does.
+
+    Args:
+      q, k, v: arrays or shapes.
+      shape: q's on one device.
+      options: as `layout` takes them.
+      biased: whether there is a bias.
+      other: names of what is used and only XLA has.
+    """
+    if other:
+        return f"{', '.join(other)}: through XLA only"
+    sizes = shape[1:-2]
+    if len(sizes) > 2:
+        return "maps of three axes: through XLA only"
+    if k.shape != q.shape or v.shape != k.shape:
+        return "k and v must have q's heads and head_dim"
+    if q.dtype not in (jnp.float32, jnp.bfloat16) or not q.dtype == k.dtype == v.dtype:
+        return f"q, k and v must all be bfloat16 or all float32, not {q.dtype}, {k.dtype} and {v.dtype}"
+    for n, d in zip(sizes, options["dilation"], strict=True):
+        if n % d:
+            return f"dilation={d} does not divide the {n} positions of an axis"
+    tiles = layout(shape, options)
+    if tiles.tile[1] > QUERIES:
+        return f"a row of {tiles.size[1]} queries is too wide for one tile, and no multiple of 8 for more"
+    if math.prod(tiles.tile) < 32 and math.prod(tiles.size) > 64:
+        return f"tiles of {tiles.tile} queries of a map {tiles.size} leave the matrix unit empty"
+    needed = tiles.vmem(biased, q.dtype.itemsize, backward=True)
+    if needed > VMEM:
+        return f"the gradient's sums over a map of {tiles.size} take {needed / 2**20:.0f} MiB, more than VMEM has"
+    return None
+
+
+def to_groups(x, dilation):
+    """[B, *sizes, heads, d] -> [B * groups, *places in a group, heads, d]; a map of one axis becomes a single row."""
+    B, sizes, rest = len(x), x.shape[1:-2], x.shape[-2:]
+    if any(d > 1 for d in dilation):
+        x = x.reshape(B, *(m for n, d in zip(sizes, dilation, strict=True) for m in (n // d, d)), *rest)
+        places, phases = range(1, 2 * len(sizes), 2), range(2, 2 * len(sizes) + 1, 2)
+        x = x.transpose(0, *phases, *places, x.ndim - 2, x.ndim - 1)
+    grouped = [n // d for n, d in zip(sizes, dilation, strict=True)]
+    return x.reshape(-1, *(1,) * (2 - len(sizes)), *grouped, *rest)
+
+
+def from_groups(x, dilation, sizes):
+    """The inverse of `to_groups`."""
+    rest, axes = x.shape[-2:], len(sizes)
+    grouped = [n // d for n, d in zip(sizes, dilation, strict=True)]
+    x = x.reshape(-1, *dilation, *grouped, *rest)
+    order = [axis for n in range(axes) for axis in (1 + axes + n, 1 + n)]
+    return x.transpose(0, *order, x.ndim - 2, x.ndim - 1).reshape(len(x), *sizes, *rest)
 
 
 @dataclasses.dataclass(frozen=True)

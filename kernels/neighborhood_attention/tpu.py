@@ -22,7 +22,7 @@ from vision_jax.kernels.packed_heads import MASKED, VMEM, HeadSum, concatenate, 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def neighborhood_attention(q, k, v, bias, scale, tiles):
     """q, k, v [B, H, W, heads, head_dim], bias [heads, 2 * kernel_size - 1, ...] or None; scale a number."""
-    (out,) = _call(tiles, scale, (q, k, v), tiles.columns_table(bias))
+    (out,) = _call(tiles, scale, (q, k, v), tiles.columns_table(bias), bias is not None)
     return out
 
 
@@ -33,14 +33,14 @@ def _forward(q, k, v, bias, scale, tiles):
 def _backward(scale, tiles, residuals, d_out):
     q, k, v, bias = residuals
     columns, to_bias = jax.vjp(tiles.columns_table, bias)
-    dq, dk, dv, *d_columns = _call(tiles, scale, (q, k, v, d_out), columns)
+    dq, dk, dv, *d_columns = _call(tiles, scale, (q, k, v, d_out), columns, bias is not None)
     return dq, dk.astype(k.dtype), dv.astype(v.dtype), to_bias(*d_columns)[0] if d_columns else None
 
 
 neighborhood_attention.defvjp(_forward, _backward)
 
 
-def _call(tiles, scale, tensors, columns):
+def _call(tiles, scale, tensors, columns, biased):
     """The forward kernel for (q, k, v), the backward one for (q, k, v, d_out)."""
     backward = len(tensors) == 4
     q, heads = tensors[0], tiles.heads
@@ -57,8 +57,7 @@ def _call(tiles, scale, tensors, columns):
     query = pl.BlockSpec((images, Tq, Tw, heads.lanes), of_tile)
     key = pl.BlockSpec(tuple(map(pl.Element, (images, Kh, Kw, heads.lanes))), of_keys)
     whole = pl.BlockSpec((images, H, W, heads.lanes), lambda group, step, tile, places: (step, 0, 0, group))
-    biased, N, M = columns.shape[1] > 1 or heads.count == 1 < columns.shape[2], Tq * Tw, Kh * Kw
-    in_table = heads.in_step if biased else 1
+    N, M, in_table = Tq * Tw, Kh * Kw, heads.in_step if biased else 1
     of_columns = pl.BlockSpec(
         (columns.shape[0], in_table, *columns.shape[2:]),
         lambda group, step, tile, places: (0, group if biased else 0, 0, 0, 0),

@@ -1,0 +1,187 @@
+"""The TPU kernel: against the XLA path in Pallas's interpreter, and through the compilers of three generations."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import PartitionSpec as P
+from vision_jax.kernels import dispatch, explain, neighborhood_attention
+from vision_jax.kernels.neighborhood_attention import reference
+
+import tpu as pod
+from vision_jax.mesh import make_mesh
+
+pytestmark = pytest.mark.heavy
+
+
+def call(batch=1, size=(16, 32), heads=2, head_dim=32, kernel_size=3, bias=True, **options):
+    rng = np.random.default_rng(0)
+    kernel = kernel_size if isinstance(kernel_size, tuple) else (kernel_size,) * len(size)
+    arrays = [rng.normal(size=(batch, *size, heads, head_dim)) for _ in range(3)]
+    arrays.append(rng.normal(size=(heads, *(2 * k - 1 for k in kernel))) if bias else None)
+    return jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), arrays), dict(options, kernel_size=kernel_size)
+
+
+def attend(arrays, options, implementation):
+    q, k, v, bias = arrays
+    return neighborhood_attention(q, k, v, bias=bias, implementation=implementation, **options)
+
+
+CALLS = {
+    "tiles in both axes": call(size=(16, 48), kernel_size=(5, 3)),
+    "several images a step": call(batch=4, size=(5, 6), heads=3),
+    "no bias, causal": call(size=(8, 24), bias=False, is_causal=(True, False)),
+    "strided, masked border": call(size=(9, 24), stride=(3, 2), border="mask"),
+    "dilated": call(batch=2, size=(10, 12), dilation=(2, 4), heads=1),
+    "a row": call(size=(48,), kernel_size=7, dilation=2, heads=4),
+    "heads across tiles": call(size=(6, 7), heads=4, head_dim=48),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_kernel_equals_the_xla_path(name):
+    arrays, options = CALLS[name]
+    weight = jnp.asarray(np.random.default_rng(1).normal(size=arrays[0].shape), jnp.float32)
+
+    def run(implementation):
+        @jax.jit
+        def run(arrays):
+            out, pull = jax.vjp(lambda arrays: attend(arrays, options, implementation), arrays)
+            return out, pull(weight)[0]
+
+        return run(arrays)
+
+    with dispatch.interpreted():
+        (out, gradients), (expected, theirs) = run("tpu"), run("xla")
+    np.testing.assert_allclose(out, expected, atol=1e-5, rtol=1e-5)
+    for ours, other in zip(gradients, theirs, strict=True):
+        if other is not None:
+            np.testing.assert_allclose(ours, other, atol=1e-4 * max(1, np.abs(other).max()), rtol=1e-4)
+
+
+def test_no_race_between_tiles():
+    arrays, options = CALLS["strided, masked border"]
+    with dispatch.interpreted(pltpu.InterpretParams(detect_races=True)):
+        run = jax.jit(jax.grad(lambda arrays: (attend(arrays, options, "tpu") ** 2).sum()))
+        gradients = run(arrays)
+    expected = jax.grad(lambda arrays: (attend(arrays, options, "xla") ** 2).sum())(arrays)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-4)
+    from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+
+    assert not interpret_pallas_call.races.races_found
+
+
+def test_bfloat16_is_as_near_as_the_xla_path():
+    arrays, options = call(size=(8, 16), heads=4, kernel_size=5)
+    arrays = [*(a.astype(jnp.bfloat16) for a in arrays[:3]), arrays[3]]
+    given = [np.asarray(a, np.float64) for a in arrays]
+    pairs = dict(kernel_size=(5, 5), stride=(1, 1), dilation=(1, 1), is_causal=(False, False), border="shift")
+    exact = reference.neighborhood_attention(*given[:3], bias=given[3], scale=32**-0.5, **pairs)[0]
+    with dispatch.interpreted():
+        error = [
+            np.sqrt(np.mean((np.asarray(attend(arrays, options, name), np.float64) - exact) ** 2))
+            for name in ("tpu", "xla")
+        ]
+    assert error[0] < 1.5 * error[1]
+
+
+def test_a_mesh_splits_batch_and_heads():
+    arrays, options = call(batch=4, size=(6, 8), heads=8, dilation=2)
+    total = lambda arrays: (attend(arrays, options, "tpu") ** 2).sum()  # noqa: E731
+    with dispatch.interpreted():
+        expected = jax.jit(jax.grad(total))(arrays)
+        with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
+            gradients = jax.jit(jax.grad(total))(arrays)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def gradient(q, k, v, bias, **options):
+    total = lambda *a: neighborhood_attention(*a[:3], bias=a[3], **options).astype(jnp.float32).sum()  # noqa: E731
+    return jax.value_and_grad(total, (0, 1, 2, 3))(q, k, v, bias)
+
+
+def shapes(batch, size, heads, kernel_size, dtype):
+    operand = jax.ShapeDtypeStruct((batch, *size, heads, 32), dtype)
+    return [operand] * 3 + [jax.ShapeDtypeStruct((heads, *(2 * kernel_size - 1 for _ in size)), jnp.float32)]
+
+
+@pytest.mark.parametrize("generation", pod.GENERATIONS)
+def test_the_compilers_take_it(generation):
+    """A stage of NAT in bfloat16, forward and backward, chosen without being asked for."""
+    step = functools.partial(gradient, kernel_size=7)
+    compiled = pod.compile_for(pod.mesh(generation), step, *shapes(2, (28, 28), 4, 7, jnp.bfloat16))
+    assert "neighborhood_attention_backward" in compiled.as_text()
+
+
+STAGES = {  # (size, heads, kernel_size, dilation): NAT-B's at 224 pixels, DiNAT's dilations, and larger maps
+    "nat_b 1": ((56, 56), 4, 7, 1),
+    "nat_b 2": ((28, 28), 8, 7, 1),
+    "nat_b 3": ((14, 14), 16, 7, 1),
+    "nat_b 4": ((7, 7), 32, 7, 1),
+    "nat_mini 1": ((56, 56), 2, 7, 1),
+    "dinat 1 of 8": ((56, 56), 4, 7, 8),
+    "dinat 2 of 4": ((28, 28), 8, 7, 4),
+    "dinat 3 of 2": ((14, 14), 16, 7, 2),
+    "dinat at 384, 1 of 13": ((104, 104), 4, 7, 13),
+    "64 x 64 of 7": ((64, 64), 4, 7, 1),
+    "64 x 64 of 13": ((64, 64), 4, 13, 1),
+    "128 x 128 of 7": ((128, 128), 4, 7, 1),
+    "128 x 128 of 13": ((128, 128), 4, 13, 1),
+    "a row of 4,096": ((4096,), 4, 13, 1),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("generation", pod.GENERATIONS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_stages_of_models_compile(stage, generation):
+    size, heads, kernel_size, dilation = STAGES[stage]
+    for dtype in (jnp.bfloat16, jnp.float32):
+        if dtype == jnp.float32 and max(size) > 64 and len(size) > 1:
+            continue  # the gradient's sums of a large map leave no room in VMEM: XLA takes it, see `explain`
+        options = dict(kernel_size=kernel_size, dilation=dilation, implementation="tpu")
+        step = functools.partial(gradient, **options)
+        pod.compile_for(pod.mesh(generation), step, *shapes(2, size, heads, kernel_size, dtype))
+
+
+def test_a_pod_needs_no_collective_on_a_map():
+    """A block with its projections, forward and gradient, over fsdp and tensor: maps stay where they are."""
+    heads, head_dim, C = 16, 32, 512
+    weights = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((C, 3, heads, head_dim), (heads, head_dim, C))]
+    x = jax.ShapeDtypeStruct((8, 14, 14, C), jnp.bfloat16)
+    bias = jax.ShapeDtypeStruct((heads, 13, 13), jnp.float32)
+
+    def block(x, qkv, out, bias):
+        q, k, v = (jnp.einsum("bhwc,cnd->bhwnd", x, qkv[:, i]) for i in range(3))
+        y = neighborhood_attention(q, k, v, kernel_size=7, dilation=2, bias=bias)
+        return jnp.einsum("bhwnd,ndc->bhwc", y, out)
+
+    def step(*arrays):
+        return jax.value_and_grad(lambda *a: block(*a).astype(jnp.float32).sum(), (0, 1, 2, 3))(*arrays)
+
+    specs = [P("fsdp"), P(None, None, "tensor"), P("tensor"), P("tensor")]
+    text = pod.compile_for(pod.mesh("v5e:4x4", fsdp=4, tensor=4), step, x, *weights, bias, specs=specs).as_text()
+    assert "neighborhood_attention_backward" in text
+    assert not [line for line in text.splitlines() if " all-gather" in line or " all-to-all" in line]
+
+
+def test_explain_says_why_xla_runs():
+    def refused(size=(16, 16), **options):
+        operand = jax.ShapeDtypeStruct((2, *size, 4, 32), jnp.bfloat16)
+        options = {"kernel_size": 3} | options
+        with jax.set_mesh(pod.mesh("v5e")):
+            (choice,) = explain(functools.partial(neighborhood_attention, **options), operand, operand, operand)
+        return choice.refused.get("tpu", "")
+
+    assert refused() == ""
+    assert "border='zero'" in refused(border="zero")
+    assert "dilation=3 does not divide the 16" in refused(dilation=3)
+    assert "three axes" in refused((4, 4, 4))
+    assert "too wide" in refused((200, 210))
+    assert "MiB, more than VMEM has" in refused((256, 256))
+    assert "empty" in refused((53, 8))
