@@ -24,6 +24,8 @@ def test_dotted():
         (("restacked", "stacked", "scale"), ("restacked.0.scale", "restacked.1.scale")),
         (("stacked", "scale"), ("0.scale", "1.scale")),
         (("blocks", "stacked"), ("blocks.0", "blocks.1")),
+        (("blocks", "stacked", "1of3", "scale"), ("blocks.1.scale", "blocks.4.scale")),
+        (("stacked", "0of2"), ("0", "2")),
         (("blocks", "restacked", "scale"), ("blocks.restacked.scale",)),
         (("stacked_blocks", "scale"), ("stacked_blocks.scale",)),
     ],
@@ -53,3 +55,16 @@ def test_unstack():
 def test_unstack_reaches_into_an_optimisers_state():
     state = names.unstack(optax.adam(1e-3).init(TREE))
     assert state[0].mu["stages"][0]["2"]["fc"]["kernel"].shape == (2,)
+
+
+def test_unstack_takes_turns_where_blocks_alternate():
+    tree = {"blocks": {"stacked": {"1of2": {"fc": np.array([1, 3])}, "0of2": {"fc": np.array([0, 2, 4])}}}}
+    assert {name: int(block["fc"]) for name, block in names.unstack(tree)["blocks"].items()} == {
+        str(i): i for i in range(5)
+    }
+
+
+def test_any_block():
+    assert names.any_block(("blocks", "stacked", "1of2", "attn")) == "blocks.*.attn"
+    assert names.any_block(("stages", 0, "stacked", "fc")) == "stages.0.*.fc"
+    assert names.any_block(("blocks", 1, "attn")) == "blocks.1.attn"
