@@ -183,6 +183,6 @@ def _swin(size, window_size, img_size, params, gmacs, tags):
 _swin("tiny", 7, 224, 28_288_354, 4.5, ("ms_in1k", "ms_in22k_ft_in1k", "ms_in22k"))
 _swin("small", 7, 224, 49_606_258, 8.7, ("ms_in22k_ft_in1k", "ms_in1k", "ms_in22k"))
 _swin("base", 7, 224, 87_768_224, 15.4, ("ms_in22k_ft_in1k", "ms_in1k", "ms_in22k"))
-_swin("base", 12, 384, 87_903_584, 47.0, ("ms_in22k_ft_in1k", "ms_in1k", "ms_in22k"))
+_swin("base", 12, 384, 87_903_584, 47.1, ("ms_in22k_ft_in1k", "ms_in1k", "ms_in22k"))
 _swin("large", 7, 224, 196_532_476, 34.5, ("ms_in22k_ft_in1k", "ms_in22k"))
 _swin("large", 12, 384, 196_735_516, 103.9, ("ms_in22k_ft_in1k", "ms_in22k"))
