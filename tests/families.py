@@ -21,6 +21,7 @@ ATTENTION = {
     "vit": ("vit_tiny_patch16_224", VIT),
     "vit, pooled by attention": ("vit_tiny_patch16_224", dict(VIT, class_token=False, global_pool="map", qk_norm=True)),
     "swin": ("swin_tiny_patch4_window7_224", SWIN),
+    "swin, scanned": ("swin_tiny_patch4_window7_224", dict(SWIN, depths=(3,), scan_blocks=True)),
     "swin_v2": ("swinv2_tiny_window8_256", SWIN),
     "maxvit": (
         "maxvit_tiny_tf_224",

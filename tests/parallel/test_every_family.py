@@ -10,7 +10,7 @@ import golden
 from collectives import PRIME, collectives
 from vision_jax.functional import apply, split
 from vision_jax.layers.conv import Conv
-from vision_jax.mesh import BATCH, make_mesh
+from vision_jax.mesh import BATCH, make_mesh, placing
 from vision_jax.names import dotted
 from vision_jax.parallel import sharding
 
@@ -23,7 +23,8 @@ def gradient(static, shapes, mesh):
 
     def loss(params, others, images):
         variables = {"params": sharding.gather(params, mesh), **others}
-        logits, _ = apply(static, variables, images, train=True, key=jax.random.key(0))
+        with placing(lambda name, layer: sharding.gather(layer, mesh, prefix=name)):
+            logits, _ = apply(static, variables, images, train=True, key=jax.random.key(0))
         return (logits * golden.loss_weights(logits.shape)).sum(), logits
 
     return jax.jit(jax.grad(loss, has_aux=True), out_shardings=(places, None)), places
@@ -45,7 +46,16 @@ def tiers(keys, default):
     return [key if key in default else pytest.param(key, marks=pytest.mark.slow) for key in keys]
 
 
-NEAR = ("vit, pooled by attention", "swin_v2", "pvt", "pvt_v2, linear", "resnet", "convnextv2", "identityformer")
+NEAR = (
+    "vit, pooled by attention",
+    "swin, scanned",
+    "swin_v2",
+    "pvt",
+    "pvt_v2, linear",
+    "resnet",
+    "convnextv2",
+    "identityformer",
+)
 
 
 @pytest.mark.parametrize("key", tiers(families.FAMILIES, families.FAMILIES.keys() - set(NEAR)))

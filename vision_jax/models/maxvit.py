@@ -146,7 +146,7 @@ class Stem(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Blocks, the first of which halves the map."""
+    """Blocks, the first of which halves the map; it is unlike the others, so they are not scanned."""
 
     def __init__(self, c, din, dim, rates):
         self.blocks = Stack(lambda i: MaxViTBlock(c, dim if i else din, dim, 1 if i else 2), rates, remat=c.remat)
