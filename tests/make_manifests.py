@@ -17,27 +17,42 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import manifests
 import vision_jax as vj
+from vision_jax.layers.conv import pair
 from vision_jax.registry import family_of
 
 
-def timm_variant(name):
-    """What timm says of a variant."""
-    import timm
-    from timm.models import get_pretrained_cfg, list_pretrained
+def variant(name):
+    """What its reference says of a variant: timm, or the module in `tests/references` for what timm does not have."""
+    info = vj.model_info(name)
+    if info.reference == "timm":
+        said, module = timm_preprocessing(name), "timm"
+    else:
+        said, module = {"img_size": pair(info.config.img_size)}, f"references.{family_of(name)}"
+    return {**said, **built(module, name, said["img_size"])}
 
+
+def built(module, name, size):
+    """Names and shapes, parameters and multiply-adds of `module.create_model(name)` for images [3, H, W]."""
     with torch.device("meta"), _linspace_on_host():
-        model = timm.create_model(name).eval().requires_grad_(False)
-    cfgs = {tag.partition(".")[2]: get_pretrained_cfg(tag) for tag in list_pretrained(f"{name}.*")}
-    default = get_pretrained_cfg(name)
-    size = default.input_size
+        model = importlib.import_module(module).create_model(name).eval().requires_grad_(False)
     with _lookups_uncounted(), FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.empty(1, *size, device="meta"))
-    keys = ("mean", "std", "crop_pct", "crop_mode", "interpolation", "num_classes")
+        model(torch.empty(1, 3, *size, device="meta"))
     return {
         "shapes": {n: list(leaf.shape) for n, leaf in model.state_dict().items() if leaf.is_floating_point()},
         "params": sum(p.numel() for p in model.parameters()),
         "macs": counter.get_total_flops() // 2,
-        "img_size": list(size[1:]),
+    }
+
+
+def timm_preprocessing(name):
+    """What timm's published weights of a variant expect."""
+    from timm.models import get_pretrained_cfg, list_pretrained
+
+    cfgs = {tag.partition(".")[2]: get_pretrained_cfg(tag) for tag in list_pretrained(f"{name}.*")}
+    default = get_pretrained_cfg(name)
+    keys = ("mean", "std", "crop_pct", "crop_mode", "interpolation", "num_classes")
+    return {
+        "img_size": list(default.input_size[1:]),
         "default_tag": default.tag if cfgs else "",  # timm calls the absence of weights "untrained"
         "tags": {tag: {**{k: getattr(c, k) for k in keys}, "img_size": c.input_size[1]} for tag, c in cfgs.items()},
     }
@@ -69,6 +84,6 @@ def _lookups_uncounted():
 if __name__ == "__main__":
     families = sys.argv[1:] or sorted({family_of(name) for name in vj.list_models()})
     for family in families:
-        names = [n for n in vj.list_models(family=family) if vj.model_info(n).reference == "timm"]
-        manifests.save(family, {name: timm_variant(name) for name in names})
+        names = vj.list_models(family=family)
+        manifests.save(family, {name: variant(name) for name in names})
         print(f"{family}: {len(names)} variants, {manifests.path(family).stat().st_size / 1024:.0f} kB")

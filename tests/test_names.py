@@ -22,6 +22,8 @@ def test_dotted():
         (("restacked", "stacked", "scale"), ("restacked.0.scale", "restacked.1.scale")),
         (("stacked", "scale"), ("0.scale", "1.scale")),
         (("blocks", "stacked"), ("blocks.0", "blocks.1")),
+        (("blocks", "stacked", "1of3", "scale"), ("blocks.1.scale", "blocks.4.scale")),
+        (("stacked", "0of2"), ("0", "2")),
         (("blocks", "restacked", "scale"), ("blocks.restacked.scale",)),
         (("stacked_blocks", "scale"), ("stacked_blocks.scale",)),
     ],
@@ -37,3 +39,9 @@ def test_map_named():
     assert told["stem"] == (("stem",), (2,), True)
     kernel = tuple(f"stages.0.{i}.fc.kernel" for i in range(3))
     assert told["stages"][0]["stacked"]["fc"]["kernel"] == (kernel, (3, 2), True)
+
+
+def test_any_block():
+    assert names.any_block(("blocks", "stacked", "1of2", "attn")) == "blocks.*.attn"
+    assert names.any_block(("stages", 0, "stacked", "fc")) == "stages.0.*.fc"
+    assert names.any_block(("blocks", 1, "attn")) == "blocks.1.attn"

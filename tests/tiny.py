@@ -44,9 +44,13 @@ def unstack(tree):
         return isinstance(node, dict) and names.STACKED in node
 
     def blocks(node):
-        stacked = node[names.STACKED]
-        depth = jax.tree.leaves(stacked)[0].shape[0]
-        return {str(i): jax.tree.map(lambda leaf: names.block_of(leaf, i), stacked) for i in range(depth)}
+        stacked, found = node[names.STACKED], {}
+        phases = stacked if all(names.is_phase([name]) for name in stacked) else {"0of1": stacked}
+        for name, phase in phases.items():
+            first, step = map(int, names.PHASE.fullmatch(name).groups())
+            for i in range(jax.tree.leaves(phase)[0].shape[0]):
+                found[first + i * step] = jax.tree.map(lambda leaf, i=i: names.block_of(leaf, i), phase)
+        return {str(i): found[i] for i in sorted(found)}
 
     return jax.tree.map(lambda node: blocks(node) if is_stacked(node) else node, tree, is_leaf=is_stacked)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vision_jax.errors import InputError, unknown
-from vision_jax.names import STACKED, block_of
+from vision_jax.names import STACKED, any_block, block_of, is_phase
 from vision_jax.parameters import draw_jax
 
 
@@ -191,10 +191,10 @@ def replace(model, pattern, wrap):
       InputError: nothing matches, or scanned blocks are wrapped differently.
     """
     model = nnx.merge(*nnx.split(model))
-    paths = [path for path, _ in nnx.iter_modules(model) if path]
-    found = {path for path in paths if fnmatch.fnmatch(_dotted(path), pattern)}
+    paths = [path for path, part in nnx.iter_modules(model) if path and not isinstance(part, Phases)]
+    found = {path for path in paths if fnmatch.fnmatch(any_block(path), pattern)}
     if not found:
-        raise unknown("module", pattern, map(_dotted, paths))
+        raise unknown("module", pattern, map(any_block, paths))
     for path in found:
         if any(path[:n] in found for n in range(1, len(path))):
             continue
@@ -213,23 +213,44 @@ def at(model, path):
 
 
 def _wrap_blocks(model, path, wrap):
-    depth = jax.tree.leaves(nnx.state(at(model, path[: path.index(STACKED) + 1])))[0].shape[0]
+    node = path.index(STACKED) + 1
+    node += is_phase(path[node : node + 1])
+    depth = jax.tree.leaves(nnx.state(at(model, path[:node])))[0].shape[0]
     static, state = nnx.split(at(model, path))
     blocks = [nnx.merge(static, jax.tree.map(lambda leaf: block_of(leaf, i), state)) for i in range(depth)]
     return stack_modules([wrap(block) for block in blocks])
 
 
-def stack_modules(blocks):
+def stack_modules(blocks, numbers=None):
     """Modules of one structure -> one module whose parameters have a leading axis, the blocks.
+
+    Args:
+      blocks: the modules.
+      numbers: of the blocks, for the message; 0, 1, ... by default.
 
     Raises:
       InputError: the modules differ in more than the values of their parameters.
     """
     statics, states = zip(*map(nnx.split, blocks), strict=True)
+    numbers = range(len(blocks)) if numbers is None else numbers
     for i, static in enumerate(statics):
         if static != statics[0] or _shapes(states[i]) != _shapes(states[0]):
-            raise InputError(f"scan_blocks=True needs equal blocks: block {i} differs from block 0; scan_blocks=False")
+            differ = f"block {numbers[i]} differs from block {numbers[0]}"
+            raise InputError(f"scan_blocks=True needs equal blocks: {differ}; scan_blocks=False")
     return nnx.merge(statics[0], jax.tree.map(_stack, *states))
+
+
+class Phases(nnx.Module):
+    """Blocks that alternate, each kind stacked: below `0of2` the first, third, fifth, below `1of2` the others."""
+
+    def __init__(self, phases):
+        for j, phase in enumerate(phases):
+            setattr(self, f"{j}of{len(phases)}", phase)
+        self.count = len(phases)
+
+    def named(self):
+        """{name: stacked blocks}, in order."""
+        return {name: getattr(self, name) for name in (f"{j}of{self.count}" for j in range(self.count))}
 
 
 def _shapes(state):
@@ -242,10 +263,6 @@ def _stack(*leaves):
     return jnp.stack(leaves)
 
 
-def _dotted(path):
-    return ".".join("*" if key == STACKED else str(key) for key in path)
-
-
 class _Scope:
     """What a call knows of its modules' names, and what is captured in it.
 
@@ -254,7 +271,7 @@ class _Scope:
     """
 
     def __init__(self, module, patterns, prefixes=("",), offered=None):
-        self.names = {id(part): _dotted(path) for path, part in nnx.iter_modules(module)}
+        self.names = {id(part): any_block(path) for path, part in nnx.iter_modules(module)}
         self.patterns, self.prefixes = patterns, prefixes
         self.captured, self.offered = {}, set() if offered is None else offered
 

@@ -79,6 +79,27 @@ def constrain_batch(x):
     return constrain(x, BATCH)
 
 
+def per_device(fn, x, leaves, channels=None):
+    """fn(x, leaves) -> y, where every device runs fn on the examples that it holds.
+
+    The compiler must not partition a grouped convolution: the gradient of its kernel comes out multiplied by the size
+    of every axis over which the batch is not split (depthwise: JAX 0.10.2 and 0.12), or the batch is gathered
+    (openxla/xla#47945).
+
+    Args:
+      fn: (x [b, ...], leaves) -> y [b, ...].
+      x: [B, ...].
+      leaves: a tree of arrays that every device holds whole.
+      channels: an axis of the mesh over which the last dimension of x, y and the leaves is split too.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.manual_axes:
+        return fn(x, leaves)
+    split = fit((BATCH, *(None,) * (x.ndim - 2), channels), x.shape, mesh)
+    shares = jax.tree.map(lambda leaf: P(*(None,) * (leaf.ndim - 1), split[-1]), leaves)
+    return jax.shard_map(fn, in_specs=(split, shares), out_specs=split)(x, leaves)
+
+
 _placement = contextvars.ContextVar("placement", default=None)
 
 

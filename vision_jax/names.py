@@ -2,7 +2,8 @@
 
 A leaf's name joins its path with dots: `blocks.3.mlp.fc1.kernel`. Blocks that run under `jax.lax.scan` keep their
 parameters stacked along a leading axis below a node called `stacked`; such a leaf stands for one name a block, the
-names that the unrolled blocks would have. An optimiser's state holds copies of the parameters' tree, so a name found
+names that the unrolled blocks would have. Where blocks alternate, the two kinds are stacked below `stacked.0of2` and
+`stacked.1of2`, every second name each. An optimiser's state holds copies of the parameters' tree, so a name found
 by `re.search` matches there too.
 """
 
@@ -11,6 +12,7 @@ import re
 import jax
 
 STACKED = "stacked"
+PHASE = re.compile(r"(\d+)of(\d+)")
 
 
 def dotted(path):
@@ -37,8 +39,23 @@ def names(path, leaf):
     name = dotted(path)
     if not is_stacked(path):
         return (name,)
-    before, after = re.split(rf"(?:^|(?<=\.)){STACKED}(?=\.|$)", name, maxsplit=1)
-    return tuple(f"{before}{i}{after}" for i in range(leaf.shape[0]))
+    before, first, step, after = re.fullmatch(rf"(|.*?\.){STACKED}(?:\.{PHASE.pattern})?((?:\..*)?)", name).groups()
+    first, step = int(first or 0), int(step or 1)
+    return tuple(f"{before}{first + i * step}{after}" for i in range(leaf.shape[0]))
+
+
+def any_block(parts):
+    """A path of names in which `*` stands for the number of a stacked block."""
+    parts = list(map(str, parts))
+    if STACKED in parts:
+        i = parts.index(STACKED)
+        parts[i : i + 1 + is_phase(parts[i + 1 : i + 2])] = "*"
+    return ".".join(parts)
+
+
+def is_phase(parts):
+    """Whether a path begins with the name of one of several kinds of stacked blocks."""
+    return bool(parts) and PHASE.fullmatch(str(parts[0])) is not None
 
 
 def map_named(fn, tree, *rest):

@@ -52,7 +52,9 @@ class ModelInfo:
     Attributes:
       name: the registered name, timm's where timm has the model.
       model: the class; config: its configuration.
-      params: number of parameters; gmacs: multiply-adds for one image, in 1e9, as published.
+      params: number of parameters.
+      gmacs: multiply-adds for one image, in 1e9, as published: by the authors in the paper or beside the code, to one
+        decimal, else in timm's tables (results/benchmark-infer-*.csv), to two. `vision_jax.tools.cost` counts them.
       paper: arXiv id; reference: the implementation it is compared with, "" for the paper alone.
       licence: of the published weights, unless a tag says otherwise.
       tags: {tag: Pretrained}, the default first; never empty ("" where no weights are published).
@@ -163,7 +165,7 @@ def create_model(name, *, abstract=False, seed=0, **fields):
 
     Args:
       name: a name of `list_models()`, or NAME.TAG.
-      abstract: shapes only, no arrays: milliseconds. Fill it with `load_weights` or `init`.
+      abstract: shapes only, no arrays: tens of milliseconds. Fill it with `load_weights` or `init`.
       seed: seed of the initial parameters.
       **fields: fields of the model's config to replace, as num_classes=10, img_size=448, depths=(1, 1, 2, 1).
 

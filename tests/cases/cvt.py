@@ -1,4 +1,4 @@
-"""CvT against transformers: maps of odd sizes, more than one head."""
+"""CvT against transformers, with the released activation: maps of odd sizes, more than one head."""
 
 from golden import Case
 
@@ -7,9 +7,9 @@ CASES = {
         "cvt_13",
         dict(
             img_size=(50, 70), depths=(1, 2, 3), embed_dims=(12, 16, 24), num_heads=(1, 2, 3), mlp_ratio=3.0,
-            num_classes=7, act="gelu",
+            num_classes=7,
         ),
-        "transformers:CvtForImageClassification",
+        "references.cvt:cvt_13",
         dict(
             depth=[1, 2, 3], embed_dim=[12, 16, 24], num_heads=[1, 2, 3], mlp_ratio=[3.0] * 3, num_labels=7,
             drop_path_rate=[0.0] * 3,

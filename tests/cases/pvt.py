@@ -1,4 +1,4 @@
-"""PVT against transformers: maps of odd sizes, whose last rows and columns patches and reductions leave out."""
+"""PVT against transformers, set as released: maps of odd sizes, whose last rows and columns reductions leave out."""
 
 from golden import Case
 
@@ -9,7 +9,7 @@ CASES = {
     "pvt": Case(
         "pvt_tiny",
         dict(PVT, img_size=78, embed_dims=DIMS, num_heads=HEADS, num_classes=7),
-        "transformers:PvtForImageClassification",
+        "references.pvt:pvt_tiny",
         dict(PVT, image_size=78, hidden_sizes=DIMS, num_attention_heads=HEADS, num_labels=7),
         size=(78, 78),
         maps=tuple(f"pvt.encoder.block.{i}.{depth - 1}" for i, depth in enumerate(PVT["depths"])),

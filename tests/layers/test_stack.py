@@ -34,8 +34,9 @@ class Noisy(nnx.Module):
 
 
 class Net(nnx.Module):
-    def __init__(self, scan=False, remat=None, drop=0.3, rates=RATES):
-        self.stages = nnx.List([Stack(lambda _: Noisy(drop), rates, scan=scan, remat=remat)])
+    def __init__(self, scan=False, remat=None, drop=0.3, rates=RATES, period=1):
+        drops = [drop / (1 + i % period) for i in range(len(rates))]
+        self.stages = nnx.List([Stack(lambda i: Noisy(drops[i]), rates, period=period, scan=scan, remat=remat)])
 
     def __call__(self, x, train=None):
         return self.stages[0](x, train)
@@ -79,6 +80,25 @@ def test_scan_and_remat_change_nothing(plain, scan, remat):
     assert state["captured"].keys() == plain[2]["captured"].keys()
     for name, mask in plain[2]["captured"].items():
         np.testing.assert_array_equal(state["captured"][name], mask)
+
+
+@pytest.mark.parametrize(("period", "depth", "remat"), [(2, 4, None), (2, 5, "full"), (3, 5, None), (3, 2, "full")])
+def test_blocks_that_alternate(period, depth, remat):
+    fields = dict(period=period, rates=(0.0, 0.2, 0.4, 0.6, 0.8)[:depth])
+    loss, grads, state = _train(**fields)
+    scanned_loss, scanned_grads, scanned_state = _train(scan=True, remat=remat, **fields)
+    np.testing.assert_allclose(scanned_loss, loss, rtol=1e-6)
+    tiny.assert_close(scanned_grads, grads)
+    tiny.assert_close(scanned_state["batch_stats"], state["batch_stats"])
+    assert scanned_state["captured"].keys() == state["captured"].keys()
+    for name, mask in state["captured"].items():
+        np.testing.assert_array_equal(scanned_state["captured"][name], mask)
+    model = Net(scan=True, **fields)
+    x = tiny.normal(B, C)
+    out, maps = model.stages[0](x, None, collect=range(depth))
+    assert len(maps) == depth
+    np.testing.assert_array_equal(maps[-1], out)
+    np.testing.assert_array_equal(model.stages[0](x, None, collect=(depth - 1, 0))[1][1], maps[0])
 
 
 def test_every_block_has_its_own_masks_and_rate(plain):
@@ -201,5 +221,7 @@ def test_errors():
         Stack(lambda _: Noisy(0.0), RATES, remat="dot")
     with pytest.raises(InputError, match="block 2 differs from block 0; scan_blocks=False"):
         Stack(lambda i: Noisy(0.1 if i == 2 else 0.0), RATES, scan=True)
+    with pytest.raises(InputError, match="block 4 differs from block 0"):
+        Stack(lambda i: Noisy(0.1 if i in (1, 3, 4) else 0.0), (0.0,) * 5, period=2, scan=True)
     with pytest.raises(InputError, match="block 1 differs from block 0"):
         Stack(lambda i: Linear(2, 2 + i), RATES, scan=True)

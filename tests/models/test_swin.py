@@ -1,19 +1,24 @@
-"""Swin and Swin V2 beyond their goldens: sizes, misuse, cosine attention by its definition, collectives on a mesh."""
+"""Swin and Swin V2 beyond their goldens: sizes, misuse, cosine attention by its definition."""
 
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
+import tiny
 import vision_jax as vj
 import windows
 from vision_jax.errors import InputError
 from vision_jax.mesh import make_mesh
 from vision_jax.models.swin_v2 import CosineWindowAttention
-from vision_jax.parallel import sharding
+from vision_jax.parallel.sharding import RULES
+from vision_jax.tasks.classification import Classification
+from vision_jax.train import step
+from vision_jax.train.named_state import from_named, to_named
 
 TINY = ("swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256")
 
@@ -91,32 +96,72 @@ def test_cosine_attention_equals_the_paper():
         np.testing.assert_allclose(attn(jnp.asarray(x)), wanted, rtol=0, atol=1e-11)
 
 
+SMALL = dict(img_size=32, window_size=4, embed_dim=8, depths=(3, 2), num_heads=(2, 2), num_classes=5)
+
+
 @pytest.mark.heavy
+def test_scanned_blocks_train_alike_and_restore_each_other():
+    """Two steps of each, with drop path; then the second from the other's checkpoint."""
+    mesh, optimizer, task = make_mesh(data=1, devices=jax.devices()[:1]), optax.sgd(0.1, 0.9), Classification("abcde")
+    batches = [{"image": tiny.normal(4, 32, 32, 3, seed=seed), "label": (np.arange(4) + seed) % 5} for seed in range(2)]
+    fields, trained = {**SMALL, "depths": (3,), "num_heads": (2,), "drop_path_rate": 0.4}, {}
+    for scan in (False, True):
+        static, _ = vj.split(vj.create_model(TINY[0], abstract=True, scan_blocks=scan, **fields))
+        run = jax.jit(step.make_train_step(static, task, optimizer, lambda key, batch: batch, mesh, RULES, seed=0))
+        states = [step.initial_state(vj.init(static, jax.random.key(0)), optimizer, average=False)]
+        for batch in batches:
+            states.append(run(states[-1], batch, {})[0])
+        trained[scan] = run, states
+    for before, after in zip(*(states for _, states in trained.values()), strict=True):
+        before, after = to_named(before), to_named(after)
+        assert before.keys() == after.keys()
+        tiny.assert_close(after, before, rtol=1e-4)
+    assert any(key.startswith("opt_state.0.trace.stages.0.blocks.2.attn.qkv") for key in before)
+    for scan, (run, states) in trained.items():
+        crossed = from_named(to_named(trained[not scan][1][1]), states[1])
+        tiny.assert_close(to_named(run(crossed, batches[1], {})[0]), to_named(states[2]), rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", TINY)
-def test_tensor_parallel_blocks_gather_no_activations(name):
-    """Heads and hidden features stay split; the maps are summed after each branch, and moved in no other way."""
-    fields = dict(img_size=(44, 84), window_size=4, embed_dim=32, depths=(2,), num_heads=(4,), num_classes=8)
-    static, variables = vj.split(vj.create_model(name, abstract=True, **fields))
-    mesh = make_mesh(data=1, fsdp=2, tensor=4)
-    places = sharding.shardings(variables["params"], mesh)
+def test_scanned_blocks_keep_the_names_of_weight_files(name):
+    model = vj.create_model(name, scan_blocks=True, **SMALL)
+    weights = vj.state_dict(model)
+    plain = vj.load_weights(vj.create_model(name, abstract=True, **SMALL), weights)
+    again = vj.load_weights(vj.create_model(name, abstract=True, scan_blocks=True, **SMALL), vj.state_dict(plain))
+    for leaf, value in vj.state_dict(again).items():
+        np.testing.assert_array_equal(value, weights[leaf], err_msg=leaf)
+    assert "layers.0.blocks.2.attn.qkv.weight" in weights
+    names = tiny.by_name(vj.split(model)[1]["params"])
+    assert names.keys() == tiny.by_name(vj.split(plain)[1]["params"]).keys()
 
-    def loss(params, images):
-        variables = {"params": sharding.gather(params, mesh), "batch_stats": {}}
-        return jnp.square(vj.apply(static, variables, images)[0]).sum()
 
-    with jax.set_mesh(mesh):
-        images = jax.ShapeDtypeStruct((4, 44, 84, 3), jnp.float32, sharding=sharding.batch_sharding(mesh))
-        params = jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            variables["params"],
-            places,
-        )
-        text = jax.jit(jax.grad(loss), out_shardings=places).lower(params, images).compile().as_text()
-    moved = re.findall(r"= (.*?) (all-gather|all-to-all|all-reduce|reduce-scatter|collective-permute)[-start]*\(", text)
-    kinds = {}
-    for shapes, kind in moved:
-        spatial = re.search(r"\b(11,21|12,24|3,4,6,4|18,16|36,16|72,16)\b", shapes)  # the map, padded, in windows
-        kinds.setdefault(kind, []).append(bool(spatial))
-    assert len(kinds.pop("all-reduce")) > 0
-    assert len(kinds["all-gather"]) > 0  # of the parameters that are split over fsdp
-    assert not any(any(found) for found in kinds.values()), moved
+def test_a_layer_of_every_scanned_block_is_replaced():
+    class Doubled(nnx.Module):
+        def __init__(self, layer):
+            self.layer = layer
+
+        def __call__(self, x):
+            return 2 * self.layer(x)
+
+    outputs = []
+    for scan in (False, True):
+        model = vj.replace(vj.create_model(TINY[0], scan_blocks=scan, **SMALL), "stages.0.blocks.*.mlp.fc2", Doubled)
+        outputs.append(vj.jit(model)(tiny.normal(2, 32, 32, 3)))
+    np.testing.assert_allclose(outputs[1], outputs[0], rtol=0, atol=1e-5 * abs(outputs[0]).max())
+    plain = vj.jit(vj.create_model(TINY[0], **SMALL))(tiny.normal(2, 32, 32, 3))
+    assert abs(plain - outputs[0]).max() > 1e-3 * abs(plain).max()
+
+
+def test_a_scanned_program_does_not_grow_with_depth():
+    def size(depth, scan):
+        fields = {**SMALL, "depths": (depth, 2), "scan_blocks": scan}
+        static, variables = vj.split(vj.create_model(TINY[0], abstract=True, **fields))
+
+        def loss(params, x, key):
+            return vj.apply(static, {"params": params, "batch_stats": {}}, x, train=True, key=key)[0].sum()
+
+        args = variables["params"], jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32), jax.random.key(0)
+        return len(jax.jit(jax.grad(loss)).lower(*args).as_text())
+
+    assert size(18, scan=True) <= 1.1 * size(6, scan=True)
+    assert size(6, scan=False) > 1.5 * size(2, scan=False)  # the measure sees what it is to see

@@ -16,9 +16,9 @@ from vision_jax.parallel import processes, sharding
 from vision_jax.train import step
 
 
-def _spec(name, shape, rules=sharding.RULES, **sizes):
+def _spec(name, shape, rules=sharding.RULES, heads=0, **sizes):
     path = tuple(map(DictKey, name.split(".")))
-    return sharding.spec(path, jax.ShapeDtypeStruct(shape, jnp.float32), make_mesh(**sizes), rules)
+    return sharding.spec(path, jax.ShapeDtypeStruct(shape, jnp.float32), make_mesh(**sizes), rules, heads)
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,8 @@ def _spec(name, shape, rules=sharding.RULES, **sizes):
     [
         ("blocks.0.attn.qkv.kernel", (16, 3, 2, 8), P("fsdp", None, "tensor", None)),
         ("blocks.0.attn.qkv.kernel", (16, 3, 3, 8), P("fsdp", None, None, None)),  # three heads on two devices
-        ("blocks.0.attn.proj.kernel", (16, 18), P("tensor", "fsdp")),
+        ("blocks.0.attn.proj.kernel", (16, 18), P(None, "fsdp")),  # of an attention without known heads
+        ("stages.0.blocks.stacked.fc1.kernel", (3, 16, 64), P(None, None, "fsdp")),
         ("blocks.0.mlp.fc1.kernel", (16, 64), P("fsdp", "tensor")),
         ("blocks.0.mlp.fc1.bias", (64,), P("tensor")),
         ("blocks.0.mlp.fc2.kernel", (64, 16), P("tensor", "fsdp")),
@@ -47,6 +48,21 @@ def _spec(name, shape, rules=sharding.RULES, **sizes):
 def test_rules(name, shape, expected):
     for prefix in ("", "params.", "ema.params.", "opt_state.0.mu."):
         assert _spec(prefix + name, shape, data=2, fsdp=2, tensor=2) == expected
+
+
+@pytest.mark.parametrize(("heads", "axis"), [(4, "tensor"), (3, None)])
+def test_an_attention_is_split_by_whole_heads(heads, axis):
+    for name, shape, expected in (
+        ("attn.q.kernel", (24, 24), P("fsdp", axis) if axis else P("fsdp", None)),
+        ("attn_pool.q.bias", (24,), P(axis or "fsdp")),
+        ("blocks.stacked.attn.proj.kernel", (3, 24, 24), P(None, axis, "fsdp") if axis else P(None, "fsdp", None)),
+    ):
+        assert _spec(name, shape, heads=heads, data=2, fsdp=2, tensor=2) == expected
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    attn = {"kv": {"kernel": jnp.zeros((24, 2, heads, 8))}, "proj": {"kernel": jnp.zeros((24, 24))}}
+    trees = {"params": {"blocks": {"0": {"attn": attn}}}, "mu": {"attn_pool": attn}}
+    for path, place in jax.tree_util.tree_leaves_with_path(sharding.shardings(trees, mesh)):
+        assert ("tensor" in place.spec) == bool(axis), path
 
 
 def test_rules_of_a_config_come_first():

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vision_jax.mesh import per_device
 from vision_jax.parameters import param, trunc_normal, zeros
 
 
@@ -47,16 +48,16 @@ class Conv(nnx.Module):
         self.bias = param((dout,), bias_init, fans) if bias else None
 
     def __call__(self, x):
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            self.kernel[...].astype(self.dtype),
-            self.stride,
-            self.padding,
-            rhs_dilation=self.dilation,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.groups,
-        )
+        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        y = self._convolve(x, kernel) if self.groups == 1 else per_device(self._convolve, x, kernel)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+    def _convolve(self, x, kernel):
+        groups = x.shape[-1] // kernel.shape[2]  # where a device has a share of the channels, its share of the groups
+        return jax.lax.conv_general_dilated(
+            x, kernel, self.stride, self.padding, rhs_dilation=self.dilation,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups,
+        )  # fmt: skip
 
 
 def pair(x):

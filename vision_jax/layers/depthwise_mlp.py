@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vision_jax.functional import merge, split
 from vision_jax.layers.conv import Conv
 from vision_jax.layers.drop import dropout
 from vision_jax.layers.linear import Linear
 from vision_jax.layers.mlp import gelu
+from vision_jax.mesh import TENSOR, per_device
 from vision_jax.parameters import kaiming_normal
 
 
@@ -31,5 +33,9 @@ class DepthwiseMlp(nnx.Module):
 
     def __call__(self, x, train=None):
         x = self.fc1(x)
-        x = self.dwconv(jax.nn.relu(x) if self.relu else x)
+        static, variables = split(self.dwconv)
+        # the hidden channels are split as fc1's kernel is
+        x = per_device(
+            lambda x, leaves: merge(static, leaves)(x), jax.nn.relu(x) if self.relu else x, variables, TENSOR
+        )
         return dropout(self.fc2(dropout(self.act(x), self.drop, train)), self.drop, train)

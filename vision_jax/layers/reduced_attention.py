@@ -12,7 +12,7 @@ from vision_jax.layers.linear import Linear, PointwiseConv
 from vision_jax.layers.mlp import gelu
 from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.pooling import adaptive_avg_pool
-from vision_jax.parameters import trunc_normal
+from vision_jax.parameters import trunc_normal, zeros
 
 
 class ReducedAttention(nnx.Module):
@@ -30,9 +30,8 @@ class ReducedAttention(nnx.Module):
       reduction: kernel size and stride of the shrinking convolution; rows and columns left over are not seen.
       pool: side of the averaged map, instead of `reduction`; or None.
       qkv_bias: whether the projections to queries, keys and values have a bias.
-      epsilon: of the norm after the reduction.
       attn_drop, proj_drop: dropout of the attention weights and of the result.
-      init: initialiser of the reducing convolution.
+      init, bias_init: initialisers of the reducing convolution.
       dtype: dtype of the computation; the softmax is at least float32.
 
     Raises:
@@ -40,8 +39,8 @@ class ReducedAttention(nnx.Module):
     """
 
     def __init__(
-        self, dim, num_heads, *, reduction=1, pool=None, qkv_bias=True, epsilon=1e-5, attn_drop=0.0, proj_drop=0.0,
-        init=trunc_normal, dtype=jnp.float32,
+        self, dim, num_heads, *, reduction=1, pool=None, qkv_bias=True, attn_drop=0.0, proj_drop=0.0,
+        init=trunc_normal, bias_init=zeros, dtype=jnp.float32,
     ):  # fmt: skip
         self.num_heads, self.reduction, self.pool = num_heads, reduction, pool
         self.attn_drop, self.proj_drop = attn_drop, proj_drop
@@ -49,12 +48,13 @@ class ReducedAttention(nnx.Module):
         self.kv = KV(dim, num_heads, dim // num_heads, bias=qkv_bias, dtype=dtype)
         self.proj = Linear(dim, dim, dtype=dtype)
         if pool:
-            self.sr = PointwiseConv(dim, dim, init=init, dtype=dtype)
+            self.sr = PointwiseConv(dim, dim, init=init, bias_init=bias_init, dtype=dtype)
         elif reduction > 1:
-            self.sr = Conv(dim, dim, reduction, stride=reduction, padding=0, init=init, dtype=dtype)
+            kw = dict(init=init, bias_init=bias_init, dtype=dtype)
+            self.sr = Conv(dim, dim, reduction, stride=reduction, padding=0, **kw)
         else:
             self.sr = None
-        self.norm = LayerNorm(dim, epsilon=epsilon, dtype=dtype) if self.sr else None
+        self.norm = LayerNorm(dim, epsilon=1e-5, dtype=dtype) if self.sr else None
 
     def __call__(self, x, train=None):
         B, C = x.shape[0], x.shape[-1]

@@ -8,7 +8,7 @@ from flax import nnx
 
 from vision_jax import mesh
 from vision_jax.errors import unknown
-from vision_jax.functional import Train, emit, module_name, split, stack_modules, tapping
+from vision_jax.functional import Phases, Train, emit, module_name, split, stack_modules, tapping
 from vision_jax.names import STACKED
 
 REMAT = {
@@ -22,20 +22,23 @@ class Stack(nnx.Module):
     """Blocks in a row; the only place that runs lists of blocks.
 
     Parameters are named `0.…`, `1.…` below the stack. With scan they lie stacked along a leading axis below `stacked`,
-    and one traced body runs them all: compile time no longer grows with depth. Neither scan nor remat changes results:
-    each block has one key, split beforehand, and its own drop-path rate.
+    and one traced body runs them all: compile time no longer grows with depth. Blocks that alternate are stacked by
+    themselves, below `stacked.0of2`, `stacked.1of2`, and the body runs one of each; what a last, incomplete period
+    holds runs after the scan. Neither scan nor remat changes results: each block has one key, split beforehand, and its
+    own drop-path rate.
 
     Args:
       make: index -> block; called as block(x, train, *context).
       rates: the drop-path rate of each block.
-      scan: run one body under `jax.lax.scan`; the blocks must then be of one structure.
+      period: blocks so many apart are of one structure, which scan needs; 2 where plain and shifted windows alternate.
+      scan: run one body under `jax.lax.scan`.
       remat: recompute in the backward pass what the policy does not keep: None, "full", "dots", "dots_no_batch".
 
     Raises:
       InputError: an unknown remat policy; scan over blocks that differ.
     """
 
-    def __init__(self, make, rates, *, scan=False, remat=None):
+    def __init__(self, make, rates, *, period=1, scan=False, remat=None):
         if remat is not None and remat not in REMAT:
             raise unknown("remat policy", remat, REMAT)
         self.rates, self.scan, self.remat = tuple(map(float, rates)), scan and len(rates) > 0, remat
@@ -44,7 +47,9 @@ class Stack(nnx.Module):
             for i, block in enumerate(blocks):
                 setattr(self, str(i), block)
             return
-        setattr(self, STACKED, stack_modules(blocks))
+        period = min(period, len(blocks))
+        phases = [stack_modules(blocks[j::period], range(j, len(blocks), period)) for j in range(period)]
+        setattr(self, STACKED, phases[0] if period == 1 else Phases(phases))
 
     def __len__(self):
         return len(self.rates)
@@ -90,28 +95,62 @@ class Stack(nnx.Module):
         return x
 
     def _scanned(self, x, train, keys, context, collect):
-        block = getattr(self, STACKED)
-        static, variables = split(block)
-        names = tuple(_join(module_name(self), i) for i in range(len(self)))
+        stacked = getattr(self, STACKED)
+        phases = stacked.named() if isinstance(stacked, Phases) else {"": stacked}
+        count, depth = len(phases), len(self)
+        scanned = depth // count * count  # the blocks of whole periods; the others follow, one by one
+        names = [_join(module_name(self), i) for i in range(depth)]
+        statics, variables = zip(*map(split, phases.values()), strict=True)
         place = mesh.placement()
         # a rate of zero throughout stays a plain number: no mask is drawn at all
         rates = jnp.asarray(self.rates, jnp.float32) if train and any(self.rates) else None
 
-        def body(x, layer):
-            variables, key, rate = layer
-            if place:
-                variables = {**variables, "params": place(_join(module_name(self), STACKED), variables["params"])}
-            x, stats, captured = _call(static, names, variables, x, key, 0.0 if rate is None else rate, context)
-            return x, (stats, captured, x if collect else None)
+        def block(phase, names, **options):
+            """(x, (variables, key, rate)) -> (x, (statistics, taps, output if collected)) for one of a phase."""
+            prefix = _join(module_name(self), ".".join(filter(None, (STACKED, list(phases)[phase]))))
 
-        if self.remat is not None:
-            # the loop already keeps the compiler from merging the recomputation with the first pass
-            body = jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=False)
-        layers = (variables, keys if train else None, rates)
-        x, (stats, captured, maps) = jax.lax.scan(body, x, layers, length=len(self))
-        nnx.update(block, *stats)
-        emit(captured, names, stacked=True)
-        return x, [jax.tree.map(lambda m, i=i: m[i], maps) for i in collect]
+            def run(x, layer):
+                variables, key, rate = layer
+                if place:
+                    variables = {**variables, "params": place(prefix, variables["params"])}
+                rate = 0.0 if rate is None else rate
+                x, stats, captured = _call(statics[phase], names, variables, x, key, rate, context)
+                return x, (stats, captured, x if collect else None)
+
+            return jax.checkpoint(run, policy=REMAT[self.remat], **options) if self.remat is not None else run
+
+        # the loop already keeps the compiler from merging the recomputation with the first pass
+        blocks = [block(j, tuple(names[j:scanned:count]), prevent_cse=False) for j in range(count)]
+
+        def body(x, layers):
+            results = []
+            for run, layer in zip(blocks, layers, strict=True):
+                x, result = run(x, layer)
+                results.append(result)
+            return x, results
+
+        def layers(index):
+            """Each phase's variables, keys and rates, `index` giving the rows of its blocks."""
+            rows = [(v, keys[j::count] if train else None, None if rates is None else rates[j::count])
+                    for j, v in enumerate(variables)]  # fmt: skip
+            return jax.tree.map(index, rows)
+
+        periods = depth // count
+        x, results = jax.lax.scan(body, x, layers(lambda a: a if len(a) == periods else a[:periods]), length=periods)
+        maps = {}
+        for j, (_, captured, outputs) in enumerate(results):
+            emit(captured, names[j:scanned:count], stacked=True)
+            maps.update({i: jax.tree.map(lambda m, i=i: m[i // count], outputs) for i in range(j, scanned, count)})
+        stats = [result[0] for result in results]
+        for i in range(scanned, depth):
+            phase = i - scanned
+            layer = jax.tree.map(lambda a: a[-1], layers(lambda a: a)[phase])
+            x, (last, captured, maps[i]) = block(phase, (names[i],))(x, layer)
+            emit(captured, (names[i],), stacked=False)
+            stats[phase] = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), stats[phase], last)
+        for phase, new in zip(phases.values(), stats, strict=True):
+            nnx.update(phase, *new)
+        return x, [maps[i] for i in collect]
 
 
 def _call(static, names, variables, x, key, rate, context):

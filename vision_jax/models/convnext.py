@@ -230,17 +230,17 @@ _convnext("convnext_zepto_rms_ols", (2, 2, 4, 2), 32, 2_164_232, 0.34, ("ra4_e36
 _convnext("convnext_atto", (2, 2, 6, 2), 40, 3_695_520, 0.55, ("d2_in1k",), conv_mlp=True)
 _convnext("convnext_atto_ols", (2, 2, 6, 2), 40, 3_702_912, 0.58, ("a2_in1k",), conv_mlp=True, stem="overlap_tiered")
 _convnext("convnext_atto_rms", (2, 2, 6, 2), 40, 3_693_040, 0.55, ("",), conv_mlp=True, norm="rms")
-_convnext("convnext_femto", (2, 2, 6, 2), 48, 5_217_784, 0.78, ("d1_in1k",), conv_mlp=True)
-_convnext("convnext_femto_ols", (2, 2, 6, 2), 48, 5_226_520, 0.81, ("d1_in1k",), conv_mlp=True, stem="overlap_tiered")
+_convnext("convnext_femto", (2, 2, 6, 2), 48, 5_217_784, 0.79, ("d1_in1k",), conv_mlp=True)
+_convnext("convnext_femto_ols", (2, 2, 6, 2), 48, 5_226_520, 0.82, ("d1_in1k",), conv_mlp=True, stem="overlap_tiered")
 _convnext("convnext_pico", (2, 2, 6, 2), 64, 9_045_672, 1.37, ("d1_in1k",), conv_mlp=True)
 _convnext("convnext_pico_ols", (2, 2, 6, 2), 64, 9_061_928, 1.43, ("d1_in1k",), conv_mlp=True, stem="overlap_tiered",
           crop_pct=0.95)
-_convnext("convnext_nano", (2, 2, 8, 2), 80, 15_593_560, 2.45,
+_convnext("convnext_nano", (2, 2, 8, 2), 80, 15_593_560, 2.46,
           _tags("in12k_ft_in1k d1h_in1k r384_in12k_ft_in1k in12k r384_in12k r384_ad_in12k"), conv_mlp=True,
           crop_pct=0.95)
-_convnext("convnext_nano_ols", (2, 2, 8, 2), 80, 15_649_560, 2.64, ("d1h_in1k",), conv_mlp=True, stem="overlap",
+_convnext("convnext_nano_ols", (2, 2, 8, 2), 80, 15_649_560, 2.65, ("d1h_in1k",), conv_mlp=True, stem="overlap",
           crop_pct=0.95)
-_convnext("convnext_tiny_hnf", (3, 3, 9, 3), 96, 28_589_128, 4.46, ("a2h_in1k",), conv_mlp=True, head_norm_first=True,
+_convnext("convnext_tiny_hnf", (3, 3, 9, 3), 96, 28_589_128, 4.47, ("a2h_in1k",), conv_mlp=True, head_norm_first=True,
           crop_pct=0.95)
 # the paper's
 _convnext("convnext_tiny", (3, 3, 9, 3), 96, 28_589_128, 4.5, {**_IN12K, **_FB, **_DINOV3, **_EUPE})
@@ -251,7 +251,7 @@ _convnext("convnext_base", (3, 3, 27, 3), 128, 88_591_464, 15.4,
                           " clip_laion2b clip_laion2b_augreg clip_laiona clip_laiona_320 clip_laiona_augreg_320", 640),
            **_DINOV3, **_EUPE})
 _convnext("convnext_large", (3, 3, 27, 3), 192, 197_767_336, 34.4, {**_FB, **_DINOV3})
-_convnext("convnext_large_mlp", (3, 3, 27, 3), 192, 200_128_168, 70.13,
+_convnext("convnext_large_mlp", (3, 3, 27, 3), 192, 200_128_168, 70.21,
           _tags("clip_laion2b_soup_ft_in12k_in1k_320 clip_laion2b_soup_ft_in12k_in1k_384 clip_laion2b_augreg_ft_in1k"
                 " clip_laion2b_augreg_ft_in1k_384 clip_laion2b_soup_ft_in12k_320 clip_laion2b_augreg_ft_in12k_384"
                 " clip_laion2b_soup_ft_in12k_384 clip_laion2b_augreg clip_laion2b_ft_320"
@@ -259,16 +259,16 @@ _convnext("convnext_large_mlp", (3, 3, 27, 3), 192, 200_128_168, 70.13,
           head_hidden=1536, img_size=320)
 _convnext("convnext_xlarge", (3, 3, 27, 3), 256, 350_196_968, 60.9,
           _tags("fb_in22k_ft_in1k fb_in22k_ft_in1k_384 fb_in22k"))
-_convnext("convnext_xxlarge", (3, 4, 30, 3), 384, 846_471_016, 197.97,
+_convnext("convnext_xxlarge", (3, 4, 30, 3), 384, 846_471_016, 198.09,
           _tags("clip_laion2b_soup_ft_in1k clip_laion2b_soup_ft_in12k clip_laion2b_soup clip_laion2b_rewind", 1024),
           norm_epsilon=1e-5, img_size=256)
 
 _convnext_v2("convnextv2_atto", (2, 2, 6, 2), 40, 3_708_400, 0.55, _FCMAE, conv_mlp=True)
-_convnext_v2("convnextv2_femto", (2, 2, 6, 2), 48, 5_233_240, 0.78, _FCMAE, conv_mlp=True)
+_convnext_v2("convnextv2_femto", (2, 2, 6, 2), 48, 5_233_240, 0.79, _FCMAE, conv_mlp=True)
 _convnext_v2("convnextv2_pico", (2, 2, 6, 2), 64, 9_066_280, 1.37, _FCMAE, conv_mlp=True)
-_convnext_v2("convnextv2_nano", (2, 2, 8, 2), 80, 15_623_800, 2.45, _FCMAE_IN22K, conv_mlp=True)
+_convnext_v2("convnextv2_nano", (2, 2, 8, 2), 80, 15_623_800, 2.46, _FCMAE_IN22K, conv_mlp=True)
 _convnext_v2("convnextv2_tiny", (3, 3, 9, 3), 96, 28_635_496, 4.47, _FCMAE_IN22K)
-_convnext_v2("convnextv2_small", (3, 3, 27, 3), 96, 50_318_440, 8.68, ("",), "apache-2.0")
+_convnext_v2("convnextv2_small", (3, 3, 27, 3), 96, 50_318_440, 8.71, ("",), "apache-2.0")
 _convnext_v2("convnextv2_base", (3, 3, 27, 3), 128, 88_717_800, 15.4, _FCMAE_IN22K)
 _convnext_v2("convnextv2_large", (3, 3, 27, 3), 192, 197_956_840, 34.4, _FCMAE_IN22K)
 _convnext_v2("convnextv2_huge", (3, 3, 27, 3), 352, 660_289_640, 337.9,

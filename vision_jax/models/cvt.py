@@ -3,7 +3,7 @@
 Three stages of transformer blocks on ever smaller maps. Overlapping strided convolutions make the tokens of each stage;
 depthwise convolutions, strided for keys and values, precede the projections of attention, so that no position embedding
 is needed and any image size fits. A class token joins in the last stage. Official repository: microsoft/CvT; compared
-here with transformers' port.
+here with transformers' port, given the official activation.
 
 Both scale queries by the width of the stage, not of a head. Where they differ: the official MLP has QuickGELU, and so
 had the published weights' training, so it is the default; the port has GELU, which `act="gelu"` gives. Drop path grows

@@ -170,13 +170,13 @@ _PLUS = {
     "sw_e150_in12k": {"num_classes": 11821},
 }
 # fmt: off
-_mambaout("small_rw", (3, 4, 27, 3), _SMALL, 48_495_560, 8.94, ("sw_e450_in1k",), **_RW)
-_mambaout("base_short_rw", (3, 3, 25, 3), _BASE, 88_827_688, 16.28, ("sw_e500_in1k",), 0.95, expansion_ratio=3.0,
+_mambaout("small_rw", (3, 4, 27, 3), _SMALL, 48_495_560, 8.96, ("sw_e450_in1k",), **_RW)
+_mambaout("base_short_rw", (3, 3, 25, 3), _BASE, 88_827_688, 16.31, ("sw_e500_in1k",), 0.95, expansion_ratio=3.0,
           conv_ratio=1.25, **_RW)
-_mambaout("base_tall_rw", (3, 4, 30, 3), _BASE, 86_481_448, 16.12, ("sw_e500_in1k",), 0.95, expansion_ratio=2.5,
+_mambaout("base_tall_rw", (3, 4, 30, 3), _BASE, 86_481_448, 16.15, ("sw_e500_in1k",), 0.95, expansion_ratio=2.5,
           conv_ratio=1.25, **_RW)
-_mambaout("base_wide_rw", (3, 4, 27, 3), _BASE, 94_448_104, 17.75, ("sw_e500_in1k",), 0.95, expansion_ratio=3.0,
+_mambaout("base_wide_rw", (3, 4, 27, 3), _BASE, 94_448_104, 17.78, ("sw_e500_in1k",), 0.95, expansion_ratio=3.0,
           conv_ratio=1.5, act="silu", **_RW)
-_mambaout("base_plus_rw", (3, 4, 30, 3), _BASE, 101_656_552, 19.16, _PLUS, expansion_ratio=3.0, conv_ratio=1.5,
+_mambaout("base_plus_rw", (3, 4, 30, 3), _BASE, 101_656_552, 19.19, _PLUS, expansion_ratio=3.0, conv_ratio=1.5,
           act="silu", **_RW)
 # fmt: on

@@ -146,7 +146,7 @@ class Stem(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Blocks, the first of which halves the map."""
+    """Blocks, the first of which halves the map; it is unlike the others, so they are not scanned."""
 
     def __init__(self, c, din, dim, rates):
         self.blocks = Stack(lambda i: MaxViTBlock(c, dim if i else din, dim, 1 if i else 2), rates, remat=c.remat)
@@ -233,7 +233,7 @@ _paper("base", 512, _LARGE, 96, 119_876_380, 138.02, _FINE_TUNED)
 _paper("large", 224, _LARGE, 128, 211_785_560, 43.68, {**_IMAGENET, **_PRETRAINED}, stem=128)
 _paper("large", 384, _LARGE, 128, 212_033_240, 132.55, _FINE_TUNED, stem=128)
 _paper("large", 512, _LARGE, 128, 212_330_456, 244.75, _FINE_TUNED, stem=128)
-_paper("xlarge", 224, _LARGE, 192, 506_987_643, 97.29, _PRETRAINED, stem=192, num_classes=21843)
+_paper("xlarge", 224, _LARGE, 192, 506_987_643, 97.52, _PRETRAINED, stem=192, num_classes=21843)
 _paper("xlarge", 384, _LARGE, 192, 475_323_472, 292.78, ("in21k_ft_in1k",), stem=192)
 _paper("xlarge", 512, _LARGE, 192, 475_769_296, 534.14, ("in21k_ft_in1k",), stem=192)
 

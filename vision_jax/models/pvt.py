@@ -4,9 +4,10 @@ A transformer with the pyramid of a convolutional network: four stages, each cut
 image into 4x4), with learned positions of its own. Keys and values come from a map that a strided convolution shrinks
 ("spatial-reduction attention"), so that attention over large maps is affordable. A class token joins the last stage.
 
-Official repository: whai362/PVT; compared here with transformers', whose layer norms all have epsilon 1e-6 and whose
-convolutions start at a deviation of 0.02, where the official code leaves torch's defaults (1e-5 in the norms of patches
-and of reduced maps). A pyramid's maps are those before the final norm, as in the official detectors.
+Official repository: whai362/PVT (branch v2 holds both versions); compared here with transformers' modules, set as the
+official code sets its own where the port departs from it: the norms of patches and of reduced maps have torch's epsilon
+of 1e-5, those of the blocks and the last 1e-6, where the port has 1e-6 in all; convolutions start from torch's default,
+not at a deviation of 0.02. A pyramid's maps are those before the final norm, as in the official detectors.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ from vision_jax.layers.reduced_attention import ReducedAttention
 from vision_jax.layers.resample import resample_positions
 from vision_jax.layers.stack import Stack
 from vision_jax.models.base import FeatureInfo, Model, ModelConfig, check_stages
-from vision_jax.parameters import param, trunc_normal, zeros
+from vision_jax.parameters import param, torch_default, trunc_normal
 from vision_jax.registry import check, register
 
 
@@ -88,14 +89,14 @@ class Stage(nnx.Module):
         norm = functools.partial(LayerNorm, epsilon=1e-6, **kw)
         last = i == len(c.depths) - 1
         din, patch_size = (c.embed_dims[i - 1], 2) if i else (c.in_chans, 4)
-        self.patch_embed = PatchEmbed(din, dim, patch_size, norm=norm, init=trunc_normal, bias_init=zeros, **kw)
+        self.patch_embed = PatchEmbed(din, dim, patch_size, norm=functools.partial(LayerNorm, epsilon=1e-5, **kw), **kw)
         self.cls_token = param((1, 1, dim), trunc_normal) if last else None
         self.pos_embed = param((1, int(last) + math.prod(grid), dim), trunc_normal)
 
         def block(index):
             attn = ReducedAttention(
-                dim, c.num_heads[i], reduction=c.sr_ratios[i], qkv_bias=c.qkv_bias, epsilon=1e-6,
-                attn_drop=c.attn_drop_rate, proj_drop=c.drop_rate, **kw,
+                dim, c.num_heads[i], reduction=c.sr_ratios[i], qkv_bias=c.qkv_bias, attn_drop=c.attn_drop_rate,
+                proj_drop=c.drop_rate, init=torch_default, bias_init=torch_default, **kw,
             )  # fmt: skip
             mlp = Mlp(dim, int(dim * c.mlp_ratios[i]), drop=c.drop_rate, **kw)
             return Block(dim, attn=attn, mlp=mlp, norm=norm, **kw)

@@ -40,6 +40,7 @@ class SwinConfig(ModelConfig):
     mlp_ratio: float = 4.0
     proj_drop_rate: float = 0.0
     drop_path_rate: float = 0.1
+    scan_blocks: bool = False
 
     def __post_init__(self):
         check(
@@ -85,9 +86,9 @@ def huggingface(prefix):
 class SwinStage(nnx.Module):
     """Patch merging (None in the first stage), then blocks: [B, H, W, Cin] -> [B, H', W', C]."""
 
-    def __init__(self, downsample, block, rates, remat):
+    def __init__(self, downsample, block, rates, scan, remat):
         self.downsample = downsample
-        self.blocks = Stack(block, rates, remat=remat)
+        self.blocks = Stack(block, rates, period=2, scan=scan, remat=remat)  # plain and shifted windows
 
     def __call__(self, x, train=None):
         return self.blocks(self.downsample(x) if self.downsample else x, train)
@@ -112,7 +113,7 @@ class SwinTransformer(Model):
                 downsample, dim = self._merging(dim, 2 * dim), 2 * dim
                 grid = tuple(-(-n // 2) for n in grid)
             block = functools.partial(self._stage_block, i, dim, grid)
-            stages.append(SwinStage(downsample, block, rates, c.remat))
+            stages.append(SwinStage(downsample, block, rates, c.scan_blocks, c.remat))
             info.append(FeatureInfo(f"stages.{i}", dim, pair(c.patch_size)[0] * 2**i))
         self.stages = nnx.List(stages)
         self.norm = self._norm(dim)
@@ -182,6 +183,6 @@ def _swin(size, window_size, img_size, params, gmacs, tags):
 _swin("tiny", 7, 224, 28_288_354, 4.5, ("ms_in1k", "ms_in22k_ft_in1k", "ms_in22k"))
 _swin("small", 7, 224, 49_606_258, 8.7, ("ms_in22k_ft_in1k", "ms_in1k", "ms_in22k"))
 _swin("base", 7, 224, 87_768_224, 15.4, ("ms_in22k_ft_in1k", "ms_in1k", "ms_in22k"))
-_swin("base", 12, 384, 87_903_584, 47.0, ("ms_in22k_ft_in1k", "ms_in1k", "ms_in22k"))
+_swin("base", 12, 384, 87_903_584, 47.1, ("ms_in22k_ft_in1k", "ms_in1k", "ms_in22k"))
 _swin("large", 7, 224, 196_532_476, 34.5, ("ms_in22k_ft_in1k", "ms_in22k"))
 _swin("large", 12, 384, 196_735_516, 103.9, ("ms_in22k_ft_in1k", "ms_in22k"))

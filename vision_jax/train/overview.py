@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from vision_jax.names import STACKED, dotted
+from vision_jax.names import STACKED, any_block, dotted
 
 
 @dataclasses.dataclass
@@ -73,7 +73,7 @@ def parameter_overview(params, shardings=None, *, stats=False, max_rows=40):
 def _row(path, leaf, sharding, stats):
     parts = dotted(path).split(".")
     stacked = STACKED in parts
-    name = ".".join("*" if part == STACKED else part for part in parts)
+    name = any_block(parts)
     arrays, shape = (leaf.shape[0], leaf.shape[1:]) if stacked else (1, leaf.shape)
     count, itemsize, placed, held = math.prod(leaf.shape), np.dtype(leaf.dtype).itemsize, "", leaf.shape
     if isinstance(sharding, NamedSharding):

@@ -1,0 +1,100 @@
+"""Every family, and every token mixer, as small as it can be: for tests that compile each of them over a mesh.
+
+Every attention has heads that four devices can share; no dimension of a parameter is a multiple of 11.
+"""
+
+import jax
+import numpy as np
+
+import golden
+from vision_jax.functional import split
+from vision_jax.names import dotted
+from vision_jax.registry import create_model
+
+TWO = dict(img_size=32, depths=(1, 1), embed_dims=(32, 64), num_classes=8)
+PVT = dict(TWO, num_heads=(4, 8), sr_ratios=(2, 1), mlp_ratios=(2, 2))
+MIXERS = dict(TWO, res_scale_init=(None, 1.0))
+VIT = dict(img_size=8, patch_size=4, embed_dim=32, depth=1, num_heads=4, num_classes=8)
+SWIN = dict(img_size=(20, 36), window_size=4, embed_dim=32, depths=(2,), num_heads=(4,), num_classes=8)
+
+ATTENTION = {
+    "vit": ("vit_tiny_patch16_224", VIT),
+    "vit, pooled by attention": ("vit_tiny_patch16_224", dict(VIT, class_token=False, global_pool="map", qk_norm=True)),
+    "swin": ("swin_tiny_patch4_window7_224", SWIN),
+    "swin, scanned": ("swin_tiny_patch4_window7_224", dict(SWIN, depths=(3,), scan_blocks=True)),
+    "swin_v2": ("swinv2_tiny_window8_256", SWIN),
+    "maxvit": (
+        "maxvit_tiny_tf_224",
+        dict(
+            img_size=32,
+            depths=(1,),
+            embed_dims=(32,),
+            stem_dims=(8, 8),
+            head_dim=8,
+            window_size=4,
+            head_hidden=None,
+            num_classes=8,
+        ),
+    ),
+    "pvt": ("pvt_tiny", PVT),
+    "pvt_v2": ("pvt_v2_b0", PVT),
+    "pvt_v2, linear": ("pvt_v2_b2_li", PVT),
+    "cvt": ("cvt_13", dict(img_size=32, depths=(1, 1, 1), embed_dims=(16, 32, 32), num_heads=(4, 4, 4), num_classes=8)),
+    "crossvit": (
+        "crossvit_tiny_240",
+        dict(
+            img_size=48,
+            img_scale=(1.0, 2 / 3),
+            embed_dim=(16, 32),
+            num_encoders=1,
+            depths=(1, 1),
+            num_heads=(4, 4),
+            num_classes=8,
+        ),
+    ),
+    "convit": (
+        "convit_tiny",
+        dict(img_size=32, patch_size=8, embed_dim=32, num_heads=4, depth=2, local_depth=1, num_classes=8),
+    ),
+    "tnt": (
+        "tnt_s_patch16_224",
+        dict(
+            img_size=32,
+            patch_size=16,
+            embed_dim=32,
+            inner_dim=16,
+            depth=1,
+            num_heads=4,
+            inner_num_heads=4,
+            num_classes=8,
+        ),
+    ),
+    "volo": ("volo_d1_224", dict(TWO, num_heads=(4, 8), class_depth=1, stem_dim=8)),
+    "caformer": ("caformer_s18", dict(MIXERS, embed_dims=(32, 128), mixers=("conv", "attention"))),
+}
+OTHERS = {
+    "resnet": ("resnet18", dict(img_size=32, embed_dims=(8, 16), depths=(1, 1), num_classes=8)),
+    "resnext": ("resnext50_32x4d", dict(img_size=32, embed_dims=(16, 32), depths=(1, 1), cardinality=4, num_classes=8)),
+    "convnext": ("convnext_atto", TWO),
+    "convnextv2": ("convnextv2_atto", TWO),
+    "mambaout": ("mambaout_femto", TWO),
+    "mlp_mixer": ("mixer_s16_224", dict(img_size=32, patch_size=8, embed_dim=32, depth=1, num_classes=8)),
+    "identityformer": ("identityformer_s12", dict(MIXERS, mixers=("identity",) * 2)),
+    "randformer": ("randformer_s12", dict(MIXERS, mixers=("random",) * 2)),
+    "poolformer": ("poolformer_s12", dict(MIXERS, mixers=("pool",) * 2)),
+}
+FAMILIES = ATTENTION | OTHERS
+
+
+def build(key, **fields):
+    """(static, variables that let every branch be seen, height and width of the images) of one of them."""
+    name, own = FAMILIES[key]
+    model = create_model(name, abstract=True, **{**own, **fields})
+    static, shapes = split(model)
+    return static, jax.tree_util.tree_map_with_path(_value, shapes), np.broadcast_to(model.config.img_size, 2).tolist()
+
+
+def _value(path, leaf):
+    name = dotted(path)
+    value = golden.fill(name, leaf.shape)
+    return 0.5 + abs(value) if name.endswith(".var") else value
