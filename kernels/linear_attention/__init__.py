@@ -1,0 +1,116 @@
+"""Linear attention: a state that sums keys times values stands for all the tokens it has seen."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from vision_jax.kernels.linear_attention import xla
+
+from vision_jax.errors import InputError
+
+
+def linear_attention(
+    q, k, v, *, log_decay=None, causal=False, reverse=False, normalizer=None, epsilon=0.0, initial_state=None,
+    return_state=False, chunk_size=None,
+):  # fmt: skip
+    """Attention without softmax, at a cost linear in the tokens (Katharopoulos et al., 2020, arXiv:2006.16236).
+
+    Every token adds k_n v_n^T to a state S and reads q_n S. Non-causal: all read the sum over all tokens. Causal:
+
+        S_n = exp(log_decay_n) S_{n-1} + k_n v_n^T        out_n = q_n S_n
+
+    where the decay is none (linear attention), one a head (retention: Sun et al., 2023, arXiv:2307.08621, equation 6),
+    one a token and head (SSD: Dao & Gu, 2024, arXiv:2405.21060, section 2.3), or one a token, head and key channel
+    (gated: Yang et al., 2024, arXiv:2312.06635, equation 3). Feature maps and scales are applied to q and k before.
+    Differentiable in every array argument.
+
+    Args:
+      q: queries [B, N, heads, head_dim]; the non-causal form takes [B, *spatial, heads, head_dim].
+      k: keys [B, N, key_heads, head_dim]; v: values [B, N, value_heads, value_dim]. Either's number of heads divides
+        that of q: each serves several query heads.
+      log_decay: logarithms of the decays, at most 0 (-inf forgets everything): [heads], [B, N, heads] or
+        [B, N, heads, head_dim]; or None. Needs causal.
+      causal: token n sees the tokens up to itself, not all.
+      reverse: run from the last token to the first: token n sees itself and what follows. Needs causal.
+      normalizer: what the result is divided by. None: nothing (retention, SSD, gated). True: the sum of the weights
+        q_n . k_m, decayed alike. (qn, kn), of the shapes of q and k: that of qn_n . kn_m, where other features weigh
+        than are summed (RALA's rotate q and k alone). A token whose divisor is 0 gives 0, with gradient 0.
+      epsilon: added to that divisor.
+      initial_state: the state before the first token (the last, if reversed), [B, heads, head_dim, value_dim]; with a
+        normalizer a pair of that and the sum of the keys [B, heads, head_dim].
+      return_state: return the state after the last token (the first, if reversed) too, in the form of initial_state.
+      chunk_size: tokens whose pairs are formed at once in the causal form; None chooses. Results do not depend on it.
+
+    Returns:
+      [B, N, heads, value_dim] (or with q's spatial axes) in v's dtype; or (that, state). States are at least float32.
+
+    Raises:
+      InputError: shapes or options that do not fit together; a decay known to be positive.
+    """
+    _check_operands(q, k, v, causal)
+    _check_options(causal, log_decay=log_decay, reverse=reverse or None, chunk_size=chunk_size)
+    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+        raise InputError(f"chunk_size={chunk_size!r}: an int of at least 1, or None")
+    _check_decay(q, log_decay)
+    _check_normalizer(q, k, normalizer, epsilon)
+    _check_state(q, v, normalizer, initial_state)
+    out, state = xla.linear_attention(
+        q, k, v, log_decay=log_decay, causal=causal, reverse=reverse, normalizer=normalizer, epsilon=epsilon,
+        initial_state=initial_state, chunk_size=chunk_size,
+    )  # fmt: skip
+    return (out, state) if return_state else out
+
+
+def _check_operands(q, k, v, causal):
+    shapes = f"q, k, v of shapes {q.shape}, {k.shape}, {v.shape}"
+    if causal and q.ndim != 4:
+        raise InputError(f"{shapes}: [B, N, heads, head_dim] each where causal, for tokens need an order")
+    if q.ndim < 4 or not q.ndim == k.ndim == v.ndim:
+        raise InputError(f"{shapes}: [B, *spatial, heads, head_dim] each")
+    if not q.shape[:-2] == k.shape[:-2] == v.shape[:-2]:
+        raise InputError(f"{shapes}: batch and tokens must be the same")
+    if q.shape[-1] != k.shape[-1]:
+        raise InputError(f"{shapes}: q and k must have one head_dim")
+    for name, x in (("k", k), ("v", v)):
+        if not x.shape[-2] or q.shape[-2] % x.shape[-2]:
+            raise InputError(f"{name} has {x.shape[-2]} heads, which do not divide the {q.shape[-2]} of q")
+
+
+def _check_options(causal, **options):
+    for name, value in options.items():
+        if value is not None and not causal:
+            raise InputError(f"{name} is for causal=True: without it every token sees all")
+
+
+def _check_decay(q, log_decay):
+    if log_decay is None:
+        return
+    B, N, heads, head_dim = q.shape
+    allowed = ((heads,), (B, N, heads), (B, N, heads, head_dim))
+    if jnp.shape(log_decay) not in allowed:
+        raise InputError(f"log_decay of shape {jnp.shape(log_decay)}: one of {', '.join(map(str, allowed))}")
+    if not isinstance(log_decay, jax.core.Tracer) and not (np.asarray(log_decay) <= 0).all():
+        raise InputError(f"log_decay up to {np.max(log_decay)}: it must be at most 0, for the state not to grow")
+
+
+def _check_normalizer(q, k, normalizer, epsilon):
+    if normalizer is None:
+        if epsilon:
+            raise InputError(f"epsilon={epsilon} is added to the divisor: give a normalizer")
+    elif normalizer is not True:
+        if not isinstance(normalizer, (tuple, list)) or len(normalizer) != 2:
+            raise InputError(f"normalizer={normalizer!r}: None, True, or a pair (qn, kn)")
+        shapes = tuple(jnp.shape(x) for x in normalizer)
+        if shapes != (q.shape, k.shape):
+            raise InputError(f"normalizer of shapes {shapes}: {(q.shape, k.shape)}, those of q and k")
+
+
+def _check_state(q, v, normalizer, state):
+    if state is None:
+        return
+    sums = (q.shape[0], *q.shape[-2:])
+    if normalizer is None:
+        if jnp.shape(state) != (*sums, v.shape[-1]):
+            raise InputError(f"initial_state of shape {jnp.shape(state)}: {(*sums, v.shape[-1])}")
+    elif not isinstance(state, (tuple, list)) or tuple(map(jnp.shape, state)) != ((*sums, v.shape[-1]), sums):
+        given = tuple(map(jnp.shape, state)) if isinstance(state, (tuple, list)) else jnp.shape(state)
+        raise InputError(f"initial_state of shapes {given}: a pair {((*sums, v.shape[-1]), sums)} with a normalizer")
