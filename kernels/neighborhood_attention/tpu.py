@@ -87,7 +87,10 @@ def _call(tiles, scale, tensors, columns, biased):
         cost_estimate=pl.CostEstimate(
             flops=(5 if backward else 2) * 2 * B * H * W * M * C,
             transcendentals=B * H * W * M * heads.count,
-            bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*tensors, *out_shapes, columns)),
+            # keys and values are read with every tile that they are beside, all else once
+            bytes_accessed=(1 + backward) * q.size * q.dtype.itemsize
+            + 2 * tiles.grid[2] * M * B * C * q.dtype.itemsize
+            + sum(x.size * x.dtype.itemsize for x in (*out_shapes, columns)),
         ),
         interpret=dispatch.interpret(),
         name="neighborhood_attention_backward" if backward else "neighborhood_attention",

@@ -97,8 +97,9 @@ def _call(bands, tensors, bias, key_mask, scale):
         cost_estimate=pl.CostEstimate(
             flops=rounds * 2 * B * H * W * N * C,
             transcendentals=B * H * W * N * bands.heads.count,
+            # the map's pieces and the table, whose blocks change with the step but not with the batch, are read once
             bytes_accessed=(len(tensors) + results) * q.size * q.dtype.itemsize
-            + (0 if table is None else table.nbytes),
+            + sum(4 * x.size for x in (*operands[1 + len(tensors) * (1 + seam) :], *out_shapes[results:])),
         ),
         interpret=dispatch.interpret(),
         name="window_attention_backward" if backward else "window_attention",

@@ -38,8 +38,11 @@ class QKV(nnx.Module):
 
     def project(self, x, i):
         """One of them alone: 0 for queries, 1 for keys, 2 for values."""
-        y = jnp.einsum("...c,chd->...hd", x.astype(self.dtype), self.kernel[:, i].astype(self.dtype))
-        return y if self.bias is None else y + self.bias[i].astype(self.dtype)
+        # One product over heads and channels together: the result then lies in memory as kernels read it.
+        kernel = self.kernel[:, i].astype(self.dtype)
+        y = x.astype(self.dtype) @ kernel.reshape(len(kernel), -1)
+        y = y if self.bias is None else y + self.bias[i].astype(self.dtype).reshape(-1)
+        return y.reshape(*x.shape[:-1], *kernel.shape[1:])
 
 
 class HeadsFirstQKV(QKV):

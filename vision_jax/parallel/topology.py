@@ -1,0 +1,50 @@
+"""TPU slices that are not here: libtpu compiles for them all the same."""
+
+import functools
+import os
+
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from vision_jax.errors import InputError
+
+# Read when libtpu is loaded. It asks for no machine's description, and more than one process may load it: the lock is
+# for machines that have the chips.
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+@functools.cache
+def devices(topology):
+    """The devices of a slice, such as "v5e:4x4", for `jax.jit(...).lower(...).compile()` on any machine.
+
+    Raises:
+      InputError: libtpu is missing, or it knows no such topology.
+    """
+    from jax.experimental import topologies
+
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except Exception as error:  # JAX raises whatever the plugin said
+        raise InputError(
+            f"topology={topology!r} cannot be compiled for: a name such as 'v5e:4x4', 'v5p:2x2x1' or 'v6e:2x4', and "
+            f"`pip install libtpu` ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def make_mesh(topology, **sizes):
+    """A mesh of the first devices of a slice.
+
+    Args:
+      topology: as `devices` takes it.
+      **sizes: axis -> size, outermost first; one device, axis "data", by default.
+    """
+    sizes = sizes or {"data": 1}
+    chosen = np.array(devices(topology)[: int(np.prod(list(sizes.values())))]).reshape(tuple(sizes.values()))
+    return Mesh(chosen, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
