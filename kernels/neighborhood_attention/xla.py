@@ -29,7 +29,7 @@ def neighborhood_attention(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def attend(plan, scale, dtype, q, k, v, bias):
+def _attend(plan, scale, dtype, q, k, v, bias):
     """Attention to the neighborhood alone: (output in `dtype`, log-sum-exp)."""
     wide, key_heads = jnp.promote_types(q.dtype, jnp.float32), k.shape[-2]
     halo_bias = _halo_bias(bias, plan, key_heads, wide)
@@ -57,7 +57,7 @@ def attend(plan, scale, dtype, q, k, v, bias):
 
 
 def _attend_forward(plan, scale, dtype, q, k, v, bias):
-    out, lse = attend(plan, scale, dtype, q, k, v, bias)
+    out, lse = _attend(plan, scale, dtype, q, k, v, bias)
     return (out, lse), (q, k, v, bias, out, lse)
 
 
@@ -100,7 +100,8 @@ def _attend_backward(plan, scale, dtype, kept, cotangents):
     return d_q, d_k, d_v, to_bias(d_bias)[0]
 
 
-attend.defvjp(_attend_forward, _attend_backward)
+_attend.defvjp(_attend_forward, _attend_backward)
+attend = jax.jit(_attend, static_argnums=(0, 1, 2))  # a model's blocks of one shape are traced once
 
 
 def _scores(plan, scale, origin, q, k, halo_bias):
