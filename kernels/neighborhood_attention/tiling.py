@@ -94,21 +94,35 @@ def group_windows(axis):
 def make_plan(sizes, kernel_size, stride, dilation, is_causal, border, head_dim):
     """The plan of a map of these sizes; options are tuples, one element an axis.
 
-    A step's scores are no more than the map's elements, tokens * head_dim for each head, so that memory grows with
-    tokens whatever the window; but for a single tile, which is the least that a step can take.
+    Of tiles of `TILE` queries along each axis, or twice that, or four times, ..., those with the fewest scores: small
+    ones waste less, but all have the halo of the outermost, whose windows moved inward. A step takes no more scores
+    than the map has elements, tokens * head_dim for each head; or one tile, with up to twice as many where it is larger
+    than the least. So memory grows with tokens whatever the window.
     """
-    axes = []
-    for size, *options in zip(sizes, kernel_size, stride, dilation, is_causal, strict=True):
-        axis = Axis(size, *options, border)
-        cut, whole = axis.cut(TILE[len(sizes)]), axis.cut(axis.length)
-        # one tile computes a few scores more, but copies no halo
-        axes.append(whole if whole.tile * whole.halo <= 1.5 * cut.tiles * cut.tile * cut.halo else cut)
-    scores = math.prod(axis.tile * axis.halo for axis in axes)
-    room = math.prod(sizes) * head_dim // scores
-    for i, axis in reversed(list(enumerate(axes))):
-        axes[i] = axis._replace(chunk=_largest_divisor(axis.tiles, room))
-        room //= axes[i].chunk
-    return Plan(tuple(axes), _largest_divisor(math.prod(dilation), room))
+    axes = [
+        Axis(size, *options, border)
+        for size, *options in zip(sizes, kernel_size, stride, dilation, is_causal, strict=True)
+    ]
+    room, tile = math.prod(sizes) * head_dim, TILE[len(sizes)]
+    best = cut = [axis.cut(tile) for axis in axes]
+    while any(axis.tiles > 1 for axis in cut):
+        tile *= 2
+        cut = [axis.cut(tile) for axis in axes]
+        if _scores_of_tile(cut) <= 2 * room and _scores(cut) < _scores(best):
+            best = cut
+    room //= _scores_of_tile(best)
+    for i, axis in reversed(list(enumerate(best))):
+        best[i] = axis._replace(chunk=_largest_divisor(axis.tiles, room))
+        room //= best[i].chunk
+    return Plan(tuple(best), _largest_divisor(math.prod(dilation), room))
+
+
+def _scores_of_tile(axes):
+    return math.prod(axis.tile * axis.halo for axis in axes)
+
+
+def _scores(axes):
+    return math.prod(axis.tiles * axis.tile * axis.halo for axis in axes)
 
 
 def _largest_divisor(n, limit):

@@ -228,6 +228,22 @@ def test_bfloat16_keeps_a_wide_softmax():
     assert {gradient.dtype for gradient in gradients} == {jnp.dtype(jnp.bfloat16)}
 
 
+@pytest.mark.parametrize("sizes", [(500,), (4096,), (56, 56), (130, 70), (24, 40, 32)])
+@pytest.mark.parametrize("kernel_size", [3, 7, 23])
+@pytest.mark.parametrize("dilation", [1, 2, 5])
+def test_a_step_takes_no_more_than_the_map_has(sizes, kernel_size, dilation):
+    if 2 * kernel_size * dilation > min(sizes):
+        kernel_size = 3
+    n = len(sizes)
+    o = options((kernel_size,) * n, dilation=(dilation,) * n)
+    axes, groups = tiling.make_plan(sizes, *o.values(), 32)
+    elements, one = 32 * math.prod(sizes), math.prod(axis.tile * axis.halo for axis in axes)
+    assert one <= 2 * elements or all(axis.tile <= tiling.TILE[n] for axis in axes)
+    assert one * groups * math.prod(axis.chunk for axis in axes) <= max(elements, one)
+    computed = math.prod(axis.dilation * axis.tiles * axis.tile * axis.halo for axis in axes)
+    assert computed <= 2 * math.prod(sizes) * (kernel_size + tiling.TILE[n]) ** n
+
+
 @pytest.mark.heavy
 def test_memory_grows_with_tokens_not_with_windows():
     """Beside arguments and results, forward and backward: the compiler's own count, in operands of float32."""
