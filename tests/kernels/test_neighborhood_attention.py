@@ -218,10 +218,11 @@ def test_bfloat16_keeps_a_wide_softmax():
     kw = {name: jnp.asarray(x, jnp.bfloat16) for name, x in more(rng, q, k, v, 4, "heads").items()}
     o = options((3, 5))
     for kw_ in ({}, kw):
-        exact = reference.neighborhood_attention(q, k, v, **o, **kw_)[0]
+        exact, exact_lse = reference.neighborhood_attention(q, k, v, **o, **kw_)
         out, lse = jax.jit(lambda *x, kw=kw_: neighborhood_attention(*x, **o, **kw, return_lse=True))(q, k, v)
         assert out.dtype == jnp.bfloat16
         assert lse.dtype == jnp.float32
+        np.testing.assert_allclose(lse, exact_lse, atol=1e-4)
         assert np.sqrt(np.mean((np.asarray(out, np.float64) - exact) ** 2)) < 5e-3
     total = jax.jit(lambda *x: neighborhood_attention(*x, **o).astype(jnp.float32).sum())
     gradients = jax.grad(total, (0, 1, 2))(q, k, v)

@@ -17,7 +17,7 @@ class NeighborhoodAttention(nnx.Module):
     """Self-attention to the nearest neighbours with a learned bias for each offset, [B, H, W, C] -> [B, H, W, C].
 
     softmax(q k^T / sqrt(d) + bias) v (NAT: Hassani et al., 2022, arXiv:2204.07143, equations 2 to 4); with a dilation
-    the neighbours lie that far apart (DiNAT: Hassani & Shi, 2022, arXiv:2209.15001, equation 2). A map smaller than
+    the neighbours lie that far apart (DiNAT: Hassani & Shi, 2022, arXiv:2209.15001, section 3). A map smaller than
     kernel_size * dilation gets zeros below and to the right before the projection, whose bias makes keys of them: as
     the released code did when its weights were trained.
 

@@ -29,7 +29,7 @@ from vision_jax.layers.neighborhood import NeighborhoodAttention
 from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.patch import PatchEmbed, PatchMerging
 from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, ModelConfig, Stage, StagedModel
+from vision_jax.models.base import FeatureInfo, ModelConfig, Stage, StagedModel, check_stages
 from vision_jax.parameters import torch_default
 from vision_jax.registry import check, register
 
@@ -53,22 +53,18 @@ class NATConfig(ModelConfig):
     proj_drop_rate: float = 0.0
     scan_blocks: bool = False
 
+    @property
+    def embed_dims(self):
+        """Channels of each stage."""
+        return tuple(self.embed_dim * 2**stage for stage in range(len(self.depths)))
+
     def __post_init__(self):
-        for field in ("num_heads", "dilations"):
-            value = getattr(self, field)
-            check(len(value) == len(self.depths), f"{field}={value} needs one entry for each of depths={self.depths}")
-        for stage, heads in enumerate(self.num_heads):
-            dim = self.embed_dim * 2**stage
-            check(
-                dim % heads == 0, f"num_heads={self.num_heads}: {heads} does not divide {dim}, stage {stage}'s channels"
-            )
-        check(
-            self.kernel_size % 2 == 1, f"kernel_size={self.kernel_size} is even; the nearest is {self.kernel_size + 1}"
-        )
+        check_stages(self, "num_heads", "dilations")
+        check(self.kernel_size % 2 == 1, f"kernel_size={self.kernel_size} is even: {self.kernel_size + 1} is not")
 
 
 class ConvTokenizer(nnx.Module):
-    """Two 3x3 convolutions and a norm, [B, H, W, C] -> [B, H/4, W/4, dim] (arXiv:2204.07143, figure 4)."""
+    """Two 3x3 convolutions and a norm, [B, H, W, C] -> [B, H/4, W/4, dim] (arXiv:2204.07143, section 3.3)."""
 
     def __init__(self, channels, dim, *, norm, dtype):
         conv = functools.partial(
@@ -118,16 +114,17 @@ class NAT(StagedModel):
     def __init__(self, config):
         c = self.config = config
         self.stem = self._embed()
-        stages, info, dim, reduction = [], [], c.embed_dim, self._reduction()
-        for i, rates in enumerate(linear_rates(c.drop_path_rate, c.depths)):
-            down = self._downsample(dim) if i else None
-            dim, reduction = (2 * dim, 2 * reduction) if i else (dim, reduction)
+        stages, rates = [], linear_rates(c.drop_path_rate, c.depths)
+        for i, dim in enumerate(c.embed_dims):
             block = functools.partial(self._block, i, dim)
-            stages.append(Stage(down, Stack(block, rates, scan=c.scan_blocks, remat=c.remat)))
-            info.append(FeatureInfo(f"stages.{i}", dim, reduction))
-        self.stages, self.feature_info = nnx.List(stages), tuple(info)
-        self.norm_pre = self._norm(dim)
-        self.head = PooledHead(dim, c.num_classes, drop=c.drop_rate, dtype=c.dtype)
+            blocks = Stack(block, rates[i], scan=c.scan_blocks, remat=c.remat)
+            stages.append(Stage(self._downsample(dim // 2) if i else None, blocks))
+        self.stages = nnx.List(stages)
+        self.norm_pre = self._norm(c.embed_dims[-1])
+        self.head = PooledHead(c.embed_dims[-1], c.num_classes, drop=c.drop_rate, dtype=c.dtype)
+        self.feature_info = tuple(
+            FeatureInfo(f"stages.{i}", dim, self._reduction() * 2**i) for i, dim in enumerate(c.embed_dims)
+        )
 
     def _embed(self):
         c = self.config
