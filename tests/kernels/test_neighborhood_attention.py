@@ -249,20 +249,25 @@ def test_a_step_takes_no_more_than_the_map_has(sizes, kernel_size, dilation):
 def test_memory_grows_with_tokens_not_with_windows():
     """Beside arguments and results, forward and backward: the compiler's own count, in operands of float32."""
 
-    def operands_taken(side, kernel_size):
+    def operands_taken(side, kernel_size, tokens=0):
         x = jax.ShapeDtypeStruct((1, side, side, 2, 32), jnp.float32)
         bias = jax.ShapeDtypeStruct((2, 2 * kernel_size - 1, 2 * kernel_size - 1), jnp.float32)
 
-        def total(q, k, v, bias):
-            return neighborhood_attention(q, k, v, kernel_size=kernel_size, bias=bias).sum()
+        more = [jax.ShapeDtypeStruct((1, tokens, 2, 32), jnp.float32)] * 2 if tokens else [None, None]
 
-        compiled = jax.jit(jax.value_and_grad(total, (0, 1, 2, 3))).lower(x, x, x, bias).compile()
+        def total(q, k, v, bias, keys, values):
+            kw = dict(additional_keys=keys, additional_values=values)
+            return neighborhood_attention(q, k, v, kernel_size=kernel_size, bias=bias, **kw).sum()
+
+        gradient = jax.value_and_grad(total, range(6 if tokens else 4))
+        compiled = jax.jit(gradient).lower(x, x, x, bias, *more).compile()
         return compiled.memory_analysis().temp_size_in_bytes / (4 * x.size)
 
     small, large, wide = operands_taken(64, 13), operands_taken(128, 13), operands_taken(128, 21)
     assert large < 1.05 * small
     assert wide < 1.2 * large  # a weight for each key of the window alone: 5.3 operands, then 13.8
     assert max(small, large, wide) < 14
+    assert operands_taken(64, 3, tokens=512) < 1.2 * operands_taken(64, 3, tokens=64)  # 16 operands of weights, then 2
 
 
 @pytest.mark.parametrize(
