@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vision_jax.kernels import neighborhood_aggregate, neighborhood_attention, neighborhood_scores, window_attention
-from vision_jax.kernels.neighborhood_attention import reference, tiling
+from vision_jax.kernels.neighborhood_attention import plans, reference
 
 from vision_jax.errors import InputError
 
@@ -50,12 +50,12 @@ def more(rng, q, k, v, tokens, bias):
 def cut_into(sizes, o, tile, chunk, groups):
     """A plan of small tiles, so that a small map has several, and several in a step."""
     axes = [
-        tiling.Axis(*axis, o["border"]).cut(tile)
+        plans.Axis(*axis, o["border"]).cut(tile)
         for axis in zip(sizes, o["kernel_size"], o["stride"], o["dilation"], o["is_causal"], strict=True)
     ]
     axes = [axis._replace(chunk=math.gcd(axis.tiles, chunk)) for axis in axes]
-    plan = tiling.Plan(tuple(axes), math.gcd(math.prod(o["dilation"]), groups))
-    return mock.patch.object(tiling, "make_plan", return_value=plan)
+    plan = plans.Plan(tuple(axes), math.gcd(math.prod(o["dilation"]), groups))
+    return mock.patch.object(plans, "make_plan", return_value=plan)
 
 
 @st.composite
@@ -237,12 +237,12 @@ def test_a_step_takes_no_more_than_the_map_has(sizes, kernel_size, dilation):
         kernel_size = 3
     n = len(sizes)
     o = options((kernel_size,) * n, dilation=(dilation,) * n)
-    axes, groups = tiling.make_plan(sizes, *o.values(), 32)
+    axes, groups = plans.make_plan(sizes, *o.values(), 32)
     elements, one = 32 * math.prod(sizes), math.prod(axis.tile * axis.halo for axis in axes)
-    assert one <= 2 * elements or all(axis.tile <= tiling.TILE[n] for axis in axes)
+    assert one <= 2 * elements or all(axis.tile <= plans.TILE[n] for axis in axes)
     assert one * groups * math.prod(axis.chunk for axis in axes) <= max(elements, one)
     computed = math.prod(axis.dilation * axis.tiles * axis.tile * axis.halo for axis in axes)
-    assert computed <= 2 * math.prod(sizes) * (kernel_size + tiling.TILE[n]) ** n
+    assert computed <= 2 * math.prod(sizes) * (kernel_size + plans.TILE[n]) ** n
 
 
 @pytest.mark.heavy

@@ -64,7 +64,9 @@ class NeighborhoodAttention2D(torch.nn.Module):
 
 def authors(module):
     """A module of the authors' code, which finds the class above where it looks for NATTEN."""
-    if (folder := os.environ["VISION_JAX_NAT"]) not in sys.path:
+    if not (folder := os.environ.get("VISION_JAX_NAT")):
+        raise SystemExit("VISION_JAX_NAT must name the folder of the authors' files: see tests/references/nat.py")
+    if folder not in sys.path:
         sys.path.insert(0, folder)
     natten = types.ModuleType("natten")
     natten.NeighborhoodAttention2D = NeighborhoodAttention2D
