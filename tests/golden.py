@@ -33,6 +33,7 @@ class Case:
         `forward_intermediates` nor `hidden_states` gives them: tensors [N, H, W, C], or tokens of a square map.
       maker: "module:class" that takes kwargs, where the function behind `theirs` takes none that make it small.
       drop_path: the rates of the authors' code at a rate of 0.3, where the reference departs from them.
+      names: our name for its names of parameters, where they are not timm's.
     """
 
     ours: str
@@ -45,11 +46,12 @@ class Case:
     maps: tuple = ()
     maker: str = ""
     drop_path: tuple = ()
+    names: str = ""
 
     @property
     def dialect(self):
         """Our name for the reference's names of parameters."""
-        return "hf" if self.theirs.startswith(("references.cvt:", "references.pvt:")) else "timm"
+        return self.names or "timm"
 
 
 def fill(name, shape, gain=1.0):

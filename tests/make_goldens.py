@@ -1,6 +1,7 @@
 """Makes goldens from the installed references: `python tests/make_goldens.py [CASE ...]`, all cases by default.
 
 Needs the [parity] extra. VISION_JAX_PARITY_PREIMPORT names a module to import first, where torchvision does not load.
+NAT's cases need its authors' files, which no package holds: VISION_JAX_NAT names their folder.
 """
 
 import importlib

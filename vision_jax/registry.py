@@ -32,6 +32,7 @@ class Pretrained:
       interpolation: of resizing.
       crop_mode: "center"; "squash" resizes both sides to img_size / crop_pct, whatever the shape.
       licence: of these weights; register() fills in the model's.
+      url: of a pickle, where they are published as nothing else; it is not opened here.
     """
 
     hub: str = ""
@@ -43,6 +44,7 @@ class Pretrained:
     interpolation: str = "bicubic"
     crop_mode: str = "center"
     licence: str = ""
+    url: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -147,10 +147,10 @@ def _options(sizes, kernel_size, stride, dilation, is_causal, border):
     """The options as tuples of one an axis."""
     n = len(sizes)
     kernel_size, stride, dilation = (
-        _per_axis(what, value, n, int, "an int of at least 1", lambda x: x >= 1)
+        _per_axis(what, value, n, "an int of at least 1", lambda x: type(x) is int and x >= 1)
         for what, value in (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation))
     )
-    is_causal = _per_axis("is_causal", is_causal, n, bool, "True or False", lambda x: True)
+    is_causal = _per_axis("is_causal", is_causal, n, "True or False", lambda x: type(x) is bool)
     if border not in BORDERS:
         raise unknown("border", border, BORDERS)
     for axis, (size, k, s, d) in enumerate(zip(sizes, kernel_size, stride, dilation, strict=True)):
@@ -166,12 +166,9 @@ def _options(sizes, kernel_size, stride, dilation, is_causal, border):
     return dict(kernel_size=kernel_size, stride=stride, dilation=dilation, is_causal=is_causal, border=border)
 
 
-def _per_axis(what, value, n, kind, said, fits):
+def _per_axis(what, value, n, said, fits):
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * n
-    # a bool is an int, too
-    if len(values) != n or not all(isinstance(x, kind) and (kind is bool) == isinstance(x, bool) for x in values):
-        raise InputError(f"{what}={value!r}: {said}, or a tuple of {n}, one for each axis")
-    if not all(map(fits, values)):
+    if len(values) != n or not all(map(fits, values)):
         raise InputError(f"{what}={value!r}: {said}, or a tuple of {n}, one for each axis")
     return values
 

@@ -12,7 +12,7 @@ def neighborhood_attention(
     """The definition: (output, log-sum-exp). Options are tuples, one element an axis; float64 inside.
 
     softmax(q k^T scale + bias) v over the keys of the query's window and the additional keys (NAT: arXiv:2204.07143,
-    equations 2 to 4, where the window is the query's nearest neighbours; DiNAT: arXiv:2209.15001, equation 2).
+    equations 2 to 4, where the window is the query's nearest neighbours; DiNAT: arXiv:2209.15001, section 3).
     """
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     options = dict(kernel_size=kernel_size, stride=stride, dilation=dilation, is_causal=is_causal, border=border)

@@ -1,125 +1,15 @@
-"""A map cut into dilation groups, and these into tiles of queries, each with the halo of keys that its windows reach.
+"""A map cut as a plan says: into dilation groups, and these into tiles of queries and of the keys that they reach.
 
 Axes are written as follows: B batch, P dilation groups, then for each axis of the map its places in a group. A step of
 the loop takes `groups` groups and a chunk of tiles: C tiles of Q queries and K keys.
 """
 
-import functools
-import itertools
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from vision_jax.kernels.neighborhood_attention.windows import axis_windows
-
-TILE = {1: 64, 2: 8, 3: 4}  # queries along an axis, for maps of one, two, three axes: 64 rows for the matrix unit
-
-
-class Axis(NamedTuple):
-    """One axis: what is asked for, and how it is cut.
-
-    Attributes:
-      size, kernel_size, stride, dilation, is_causal, border: as in `axis_windows`.
-      tile: queries of a tile; tiles: how many cover a group; chunk: how many of them a step takes.
-      left, right: keys before and after a tile that its windows reach.
-    """
-
-    size: int
-    kernel_size: int
-    stride: int
-    dilation: int
-    is_causal: bool
-    border: str
-    tile: int = 0
-    tiles: int = 1
-    chunk: int = 1
-    left: int = 0
-    right: int = 0
-
-    @property
-    def length(self):
-        """Places of the longest group."""
-        return -(-self.size // self.dilation)
-
-    @property
-    def halo(self):
-        """Keys of a tile."""
-        return self.left + self.tile + self.right
-
-    def cut(self, tile):
-        """The same axis in tiles of at most this many queries, all about equally full."""
-        tiles = -(-self.length // tile)
-        cut = self._replace(tile=-(-self.length // tiles), tiles=tiles)
-        start, stop = group_windows(cut)
-        begin = np.arange(start.shape[1]) // cut.tile * cut.tile
-        return cut._replace(left=max(0, int((begin - start).max())), right=max(0, int((stop - begin - cut.tile).max())))
-
-
-class Plan(NamedTuple):
-    """The axes of a map, and how many dilation groups a step takes."""
-
-    axes: tuple
-    groups: int
-
-    @property
-    def all_groups(self):
-        """Number of dilation groups."""
-        return math.prod(axis.dilation for axis in self.axes)
-
-    @property
-    def queries(self):
-        """The same tiles without halos."""
-        return self._replace(axes=tuple(axis._replace(left=0, right=0) for axis in self.axes))
-
-
-@functools.cache
-def group_windows(axis):
-    """(start, stop), int [groups, tiles * tile]: the windows of `axis_windows`, a row a dilation group of the axis.
-
-    One row stands for all where they agree. Beyond the end of a group the last window is repeated, so that no query is
-    without keys.
-    """
-    windows = axis_windows(*axis[:6])
-    phase = np.arange(axis.dilation)[:, None]
-    last = -(-(axis.size - phase) // axis.dilation) - 1
-    position = np.minimum(np.arange(axis.tiles * axis.tile), last) * axis.dilation + phase
-    tables = windows.start[position], windows.stop[position]
-    same = all((table == table[:1]).all() for table in tables)
-    return tuple(table[:1] if same else table for table in tables)
-
-
-@functools.cache
-def make_plan(sizes, kernel_size, stride, dilation, is_causal, border, head_dim):
-    """The plan of a map of these sizes; options are tuples, one element an axis.
-
-    A step's scores are no more than the map's elements, tokens * head_dim for each head, so that memory grows with
-    tokens whatever the window; but for a single tile, which is the least that a step can take.
-    """
-    axes = []
-    for size, *options in zip(sizes, kernel_size, stride, dilation, is_causal, strict=True):
-        axis = Axis(size, *options, border)
-        cut, whole = axis.cut(TILE[len(sizes)]), axis.cut(axis.length)
-        # one tile computes a few scores more, but copies no halo
-        axes.append(whole if whole.tile * whole.halo <= 1.5 * cut.tiles * cut.tile * cut.halo else cut)
-    scores = math.prod(axis.tile * axis.halo for axis in axes)
-    room = math.prod(sizes) * head_dim // scores
-    for i, axis in reversed(list(enumerate(axes))):
-        axes[i] = axis._replace(chunk=_largest_divisor(axis.tiles, room))
-        room //= axes[i].chunk
-    return Plan(tuple(axes), _largest_divisor(math.prod(dilation), room))
-
-
-def _largest_divisor(n, limit):
-    return next(d for d in range(max(1, min(n, limit)), 0, -1) if n % d == 0)
-
-
-def origins(plan):
-    """Where each step begins, int32 [steps, 1 + axes]: the first of its groups, and along each axis its first query."""
-    starts = [range(0, plan.all_groups, plan.groups)]
-    starts += [range(0, axis.tiles * axis.tile, axis.chunk * axis.tile) for axis in plan.axes]
-    return np.array(list(itertools.product(*starts)), np.int32)
+from vision_jax.kernels.neighborhood_attention.plans import group_windows
 
 
 def to_groups(x, plan, fill=0):

@@ -8,7 +8,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from vision_jax.kernels.neighborhood_attention import tiling
+from vision_jax.kernels.neighborhood_attention import plans, tiling
 
 
 def neighborhood_attention(
@@ -17,7 +17,7 @@ def neighborhood_attention(
 ):  # fmt: skip
     """(output [B, *sizes, heads, Dv], log-sum-exp [B, *sizes, heads]); arguments are checked, options are tuples."""
     head_dim = max(q.shape[-1], v.shape[-1])
-    plan = tiling.make_plan(q.shape[1:-2], kernel_size, stride, dilation, is_causal, border, head_dim)
+    plan = plans.make_plan(q.shape[1:-2], kernel_size, stride, dilation, is_causal, border, head_dim)
     wide = jnp.promote_types(q.dtype, jnp.float32)
     if additional_keys is None:
         return attend(plan, scale, v.dtype, q, k, v, bias)
@@ -29,7 +29,7 @@ def neighborhood_attention(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def attend(plan, scale, dtype, q, k, v, bias):
+def _attend(plan, scale, dtype, q, k, v, bias):
     """Attention to the neighborhood alone: (output in `dtype`, log-sum-exp)."""
     wide, key_heads = jnp.promote_types(q.dtype, jnp.float32), k.shape[-2]
     halo_bias = _halo_bias(bias, plan, key_heads, wide)
@@ -51,13 +51,13 @@ def attend(plan, scale, dtype, q, k, v, bias):
         ), None
 
     empty = jnp.zeros((*q.shape[:-1], v.shape[-1]), dtype), jnp.zeros(q.shape[:-1], wide)
-    out, lse = (tiling.from_groups(x, plan) for x in jax.lax.scan(step, empty, tiling.origins(plan))[0])
+    out, lse = (tiling.from_groups(x, plan) for x in jax.lax.scan(step, empty, plans.origins(plan))[0])
     heads = out.shape[-3] * out.shape[-2]
     return out.reshape(*out.shape[:-3], heads, out.shape[-1]), lse.reshape(*lse.shape[:-2], heads)
 
 
 def _attend_forward(plan, scale, dtype, q, k, v, bias):
-    out, lse = attend(plan, scale, dtype, q, k, v, bias)
+    out, lse = _attend(plan, scale, dtype, q, k, v, bias)
     return (out, lse), (q, k, v, bias, out, lse)
 
 
@@ -94,13 +94,14 @@ def _attend_backward(plan, scale, dtype, kept, cotangents):
 
     zeros = [jnp.zeros_like(queries), jnp.zeros(keys.shape, wide), jnp.zeros(values.shape, wide)]
     zeros.append(None if bias is None else jnp.zeros_like(halo_bias))
-    (d_q, d_k, d_v, d_bias), _ = jax.lax.scan(step, tuple(zeros), tiling.origins(plan))
+    (d_q, d_k, d_v, d_bias), _ = jax.lax.scan(step, tuple(zeros), plans.origins(plan))
     d_q = tiling.from_groups(d_q, plan).reshape(q.shape)
     d_k, d_v = (tiling.without_halo(x, plan).astype(like.dtype) for x, like in ((d_k, k), (d_v, v)))
     return d_q, d_k, d_v, to_bias(d_bias)[0]
 
 
-attend.defvjp(_attend_forward, _attend_backward)
+_attend.defvjp(_attend_forward, _attend_backward)
+attend = jax.jit(_attend, static_argnums=(0, 1, 2))  # a model's blocks of one shape are traced once
 
 
 def _scores(plan, scale, origin, q, k, halo_bias):

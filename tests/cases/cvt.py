@@ -15,6 +15,7 @@ CASES = {
             drop_path_rate=[0.0] * 3,
         ),
         size=(50, 70),
+        names="hf",
         # linear over the last stage; transformers gives all its blocks the rate of the third
         drop_path=(0.15, 0.3),
     ),

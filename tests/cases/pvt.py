@@ -12,6 +12,7 @@ CASES = {
         "references.pvt:pvt_tiny",
         dict(PVT, image_size=78, hidden_sizes=DIMS, num_attention_heads=HEADS, num_labels=7),
         size=(78, 78),
+        names="hf",
         maps=tuple(f"pvt.encoder.block.{i}.{depth - 1}" for i, depth in enumerate(PVT["depths"])),
     ),
 }

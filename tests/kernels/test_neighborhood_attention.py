@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vision_jax.kernels import neighborhood_aggregate, neighborhood_attention, neighborhood_scores, window_attention
-from vision_jax.kernels.neighborhood_attention import reference, tiling
+from vision_jax.kernels.neighborhood_attention import plans, reference
 
 from vision_jax.errors import InputError
 
@@ -50,12 +50,12 @@ def more(rng, q, k, v, tokens, bias):
 def cut_into(sizes, o, tile, chunk, groups):
     """A plan of small tiles, so that a small map has several, and several in a step."""
     axes = [
-        tiling.Axis(*axis, o["border"]).cut(tile)
+        plans.Axis(*axis, o["border"]).cut(tile)
         for axis in zip(sizes, o["kernel_size"], o["stride"], o["dilation"], o["is_causal"], strict=True)
     ]
     axes = [axis._replace(chunk=math.gcd(axis.tiles, chunk)) for axis in axes]
-    plan = tiling.Plan(tuple(axes), math.gcd(math.prod(o["dilation"]), groups))
-    return mock.patch.object(tiling, "make_plan", return_value=plan)
+    plan = plans.Plan(tuple(axes), math.gcd(math.prod(o["dilation"]), groups))
+    return mock.patch.object(plans, "make_plan", return_value=plan)
 
 
 @st.composite
@@ -218,34 +218,56 @@ def test_bfloat16_keeps_a_wide_softmax():
     kw = {name: jnp.asarray(x, jnp.bfloat16) for name, x in more(rng, q, k, v, 4, "heads").items()}
     o = options((3, 5))
     for kw_ in ({}, kw):
-        exact = reference.neighborhood_attention(q, k, v, **o, **kw_)[0]
+        exact, exact_lse = reference.neighborhood_attention(q, k, v, **o, **kw_)
         out, lse = jax.jit(lambda *x, kw=kw_: neighborhood_attention(*x, **o, **kw, return_lse=True))(q, k, v)
         assert out.dtype == jnp.bfloat16
         assert lse.dtype == jnp.float32
+        np.testing.assert_allclose(lse, exact_lse, atol=1e-4)
         assert np.sqrt(np.mean((np.asarray(out, np.float64) - exact) ** 2)) < 5e-3
     total = jax.jit(lambda *x: neighborhood_attention(*x, **o).astype(jnp.float32).sum())
     gradients = jax.grad(total, (0, 1, 2))(q, k, v)
     assert {gradient.dtype for gradient in gradients} == {jnp.dtype(jnp.bfloat16)}
 
 
+@pytest.mark.parametrize("sizes", [(500,), (4096,), (56, 56), (130, 70), (24, 40, 32)])
+@pytest.mark.parametrize("kernel_size", [3, 7, 23])
+@pytest.mark.parametrize("dilation", [1, 2, 5])
+def test_a_step_takes_no_more_than_the_map_has(sizes, kernel_size, dilation):
+    if 2 * kernel_size * dilation > min(sizes):
+        kernel_size = 3
+    n = len(sizes)
+    o = options((kernel_size,) * n, dilation=(dilation,) * n)
+    axes, groups = plans.make_plan(sizes, *o.values(), 32)
+    elements, one = 32 * math.prod(sizes), math.prod(axis.tile * axis.halo for axis in axes)
+    assert one <= 2 * elements or all(axis.tile <= plans.TILE[n] for axis in axes)
+    assert one * groups * math.prod(axis.chunk for axis in axes) <= max(elements, one)
+    computed = math.prod(axis.dilation * axis.tiles * axis.tile * axis.halo for axis in axes)
+    assert computed <= 2 * math.prod(sizes) * (kernel_size + plans.TILE[n]) ** n
+
+
 @pytest.mark.heavy
 def test_memory_grows_with_tokens_not_with_windows():
     """Beside arguments and results, forward and backward: the compiler's own count, in operands of float32."""
 
-    def operands_taken(side, kernel_size):
+    def operands_taken(side, kernel_size, tokens=0):
         x = jax.ShapeDtypeStruct((1, side, side, 2, 32), jnp.float32)
         bias = jax.ShapeDtypeStruct((2, 2 * kernel_size - 1, 2 * kernel_size - 1), jnp.float32)
 
-        def total(q, k, v, bias):
-            return neighborhood_attention(q, k, v, kernel_size=kernel_size, bias=bias).sum()
+        more = [jax.ShapeDtypeStruct((1, tokens, 2, 32), jnp.float32)] * 2 if tokens else [None, None]
 
-        compiled = jax.jit(jax.value_and_grad(total, (0, 1, 2, 3))).lower(x, x, x, bias).compile()
+        def total(q, k, v, bias, keys, values):
+            kw = dict(additional_keys=keys, additional_values=values)
+            return neighborhood_attention(q, k, v, kernel_size=kernel_size, bias=bias, **kw).sum()
+
+        gradient = jax.value_and_grad(total, range(6 if tokens else 4))
+        compiled = jax.jit(gradient).lower(x, x, x, bias, *more).compile()
         return compiled.memory_analysis().temp_size_in_bytes / (4 * x.size)
 
     small, large, wide = operands_taken(64, 13), operands_taken(128, 13), operands_taken(128, 21)
     assert large < 1.05 * small
     assert wide < 1.2 * large  # a weight for each key of the window alone: 5.3 operands, then 13.8
     assert max(small, large, wide) < 14
+    assert operands_taken(64, 3, tokens=512) < 1.2 * operands_taken(64, 3, tokens=64)  # 16 operands of weights, then 2
 
 
 @pytest.mark.parametrize(

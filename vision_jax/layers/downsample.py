@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vision_jax.layers.conv import Conv
+from vision_jax.parameters import trunc_normal
 
 
 class Downsample(nnx.Module):
@@ -14,13 +15,17 @@ class Downsample(nnx.Module):
       kernel_size, stride, padding: of the convolution.
       norm: `(dim) -> module`, or None.
       norm_first: whether it normalises what goes into the convolution, not what comes out.
+      bias: whether the convolution has one; init: initialiser of its kernel.
       dtype: dtype of the computation.
     """
 
-    def __init__(self, din, dout, kernel_size, *, stride, padding, norm, norm_first=True, dtype=jnp.float32):
+    def __init__(
+        self, din, dout, kernel_size, *, stride, padding, norm, norm_first=True, bias=True, init=trunc_normal,
+        dtype=jnp.float32,
+    ):  # fmt: skip
         self.norm_first = norm_first
         self.norm = norm(din if norm_first else dout) if norm else None
-        self.conv = Conv(din, dout, kernel_size, stride=stride, padding=padding, dtype=dtype)
+        self.conv = Conv(din, dout, kernel_size, stride=stride, padding=padding, bias=bias, init=init, dtype=dtype)
 
     def __call__(self, x):
         if self.norm and self.norm_first:

@@ -47,7 +47,7 @@ def card(name):
     for tag, p in info.tags.items() if info.default_tag else ():
         side = "x".join(map(str, pair(p.img_size)))
         lines.append(
-            f"  .{tag}: {p.hub}, {p.num_classes} classes, {side}, crop {p.crop_pct:g}, {p.interpolation}, "
+            f"  .{tag}: {p.hub or p.url}, {p.num_classes} classes, {side}, crop {p.crop_pct:g}, {p.interpolation}, "
             f"mean {p.mean}, std {p.std}"
         )
     return "\n".join(lines)

@@ -20,7 +20,7 @@ from vision_jax.names import STACKED, dotted, map_named
 # vectors of affine layers and of state spaces; networks for positions (Swin V2's, MaxViT's).
 NO_DECAY = (
     r"(bias|scale|gamma)$",
-    r"(_token|_pos|pos_embed|relative_position_bias_table|temperature|gating_param)(_\d+)?$",
+    r"(_token|_pos|pos_embed|relative_position_bias_table|rpb|temperature|gating_param)(_\d+)?$",
     r"(^|\.)(alpha|beta|A_log|D)$",
     r"(^|\.)(cpb_mlp|rel_pos\.mlp)\.",
 )

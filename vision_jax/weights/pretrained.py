@@ -37,6 +37,11 @@ def create_model(name, *, pretrained=False, abstract=False, seed=0, **fields):
             "abstract=True makes shapes only: pretrained=True has nowhere to load to; leave one of them out"
         )
     weights = _weights(name)
+    if weights.url:
+        raise InputError(
+            f"pretrained=True: the weights of {name} are a pickle, {weights.url}, which is not opened here; "
+            "save its tensors as safetensors, and pass that file to load_weights(model, ...)"
+        )
     if not weights.hub:
         raise InputError(
             f"pretrained=True: no weights of {name} are published; pass a file to load_weights(model, ...)"
