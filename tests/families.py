@@ -69,6 +69,12 @@ ATTENTION = {
             num_classes=8,
         ),
     ),
+    "dinat": (
+        "dinat_mini",
+        dict(
+            img_size=32, embed_dim=16, depths=(2, 1), num_heads=(4, 4), dilations=(2, 1), kernel_size=3, num_classes=8
+        ),
+    ),
     "volo": ("volo_d1_224", dict(TWO, num_heads=(4, 8), class_depth=1, stem_dim=8)),
     "caformer": ("caformer_s18", dict(MIXERS, embed_dims=(32, 128), mixers=("conv", "attention"))),
 }

@@ -118,13 +118,12 @@ def test_bad_fields_are_named():
         vj.create_model("nat_mini", kernel_size=8)
     with pytest.raises(vj.InputError, match="must be multiples of num_heads"):
         vj.create_model("nat_mini", num_heads=(3, 4, 8, 16))
-    with pytest.raises(vj.InputError, match="scan"):  # blocks with and without dilation are not one body
-        vj.create_model("dinat_mini", scan_blocks=True)
 
 
 @pytest.mark.heavy
-def test_scanned_blocks_and_images_of_any_size():
-    fields = dict(embed_dim=8, depths=(3,), num_heads=(2,), dilations=(1,), kernel_size=3, num_classes=5)
+@pytest.mark.parametrize("dilation", [1, 2])  # of every second block
+def test_scanned_blocks_and_images_of_any_size(dilation):
+    fields = dict(embed_dim=8, depths=(3,), num_heads=(2,), dilations=(dilation,), kernel_size=3, num_classes=5)
     plain, scanned = (vj.create_model("nat_mini", seed=3, scan_blocks=scan, **fields) for scan in (False, True))
     for size in ((32, 20), (33, 9)):
         images = np.random.default_rng(0).standard_normal((2, *size, 3)).astype(np.float32)

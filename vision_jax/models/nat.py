@@ -117,7 +117,8 @@ class NAT(StagedModel):
         stages, rates = [], linear_rates(c.drop_path_rate, c.depths)
         for i, dim in enumerate(c.embed_dims):
             block = functools.partial(self._block, i, dim)
-            blocks = Stack(block, rates[i], scan=c.scan_blocks, remat=c.remat)
+            period = 1 if c.dilations[i] == 1 else 2  # plain and dilated windows alternate
+            blocks = Stack(block, rates[i], period=period, scan=c.scan_blocks, remat=c.remat)
             stages.append(Stage(self._downsample(dim // 2) if i else None, blocks))
         self.stages = nnx.List(stages)
         self.norm_pre = self._norm(c.embed_dims[-1])
