@@ -24,8 +24,9 @@ class Case:
 
     Attributes:
       ours: our model's name; fields: the config fields that make it small.
-      theirs: "timm:NAME", "references.FAMILY:NAME" for what no package offers, or "transformers:CLASS"; kwargs: what
-        makes that one equally small.
+      theirs: "timm:NAME", "references.FAMILY:NAME" for what no package offers, "transformers:CLASS", or
+        "official.FAMILY:NAME", a module around the authors' code that is not kept here (the case says which code);
+        kwargs: what makes that one equally small.
       size: height and width of the images.
       gain: of the filled kernels; tuned so that no signal dies or saturates.
       init: fields and keywords, the same for both, that make a model small enough to compare its initialisation.
@@ -49,7 +50,7 @@ class Case:
     @property
     def dialect(self):
         """Our name for the reference's names of parameters."""
-        return "hf" if self.theirs.startswith("transformers:") else "timm"
+        return {"transformers": "hf", "official": "official"}.get(re.split(r"[.:]", self.theirs)[0], "timm")
 
 
 def fill(name, shape, gain=1.0):
