@@ -56,7 +56,7 @@ def test_linear_global_attention_equals_its_definition():
 
 
 def test_rank_augmented_weights_sum_to_the_tokens():
-    """Equation 8 of arXiv:2411.07635: where all keys are one, every token counts once, and unturned the mean is left."""
+    """Equation 8 of arXiv:2411.07635: all keys one, every token counts once, and unturned the mean is left."""
     rng = np.random.default_rng(2)
     v = rng.normal(size=(1, 3, 5, 2, 4))
     q, k = rng.normal(size=(1, 3, 5, 2, 4)), np.broadcast_to(rng.normal(size=(2, 4)), v.shape)

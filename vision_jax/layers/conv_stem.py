@@ -19,7 +19,7 @@ class ConvStem(nnx.Module):
 
     def __init__(self, channels, dims, strides, *, act, dtype=jnp.float32):
         self.act = act
-        convs = zip((channels, *dims), dims, strides, strict=False)
+        convs = zip((channels, *dims[:-1]), dims, strides, strict=True)
         self.convs = nnx.List([Conv(din, dout, 3, stride=stride, dtype=dtype) for din, dout, stride in convs])
         self.norms = nnx.List([BatchNorm(dim, dtype=dtype) for dim in dims])
 

@@ -135,11 +135,9 @@ class L2ViT(Model):
         stages, info = [], []
         for i, rates in enumerate(linear_rates(c.drop_path_rate, c.depths)):
             dim = c.embed_dims[i]
-            downsample = i and Downsample(
-                c.embed_dims[i - 1], dim, 2, stride=2, padding="same", norm=self._norm, dtype=c.dtype
-            )
+            halve = functools.partial(Downsample, stride=2, padding="same", norm=self._norm, dtype=c.dtype)
             blocks = Stack(functools.partial(self._block, i), rates, remat=c.remat)
-            stages.append(Stage(downsample or None, blocks))
+            stages.append(Stage(halve(c.embed_dims[i - 1], dim, 2) if i else None, blocks))
             info.append(FeatureInfo(f"stages.{i}", dim, 4 * 2**i))
         self.stages = nnx.List(stages)
         self.norm = self._norm(dim)
