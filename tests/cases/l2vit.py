@@ -6,9 +6,9 @@ hands its arguments to the class. Of the linear attentions' divisors some are be
 
 from golden import Case
 
-SIZE = (46, 58)  # maps of 12 x 15, 6 x 8, 3 x 4 and 2 x 2
-FIELDS = dict(depths=(2, 2, 2, 1), num_heads=(1, 2, 3, 4), num_classes=7)
-DIMS = (16, 24, 36, 48)
+SIZE = (38, 50)  # maps of 10 x 13, 5 x 7, 3 x 4 and 2 x 2
+FIELDS = dict(depths=(2, 2, 1, 1), num_heads=(1, 2, 3, 2), num_classes=7)
+DIMS = (8, 16, 18, 24)
 
 CASES = {
     "l2vit": Case(
