@@ -24,8 +24,9 @@ class Case:
 
     Attributes:
       ours: our model's name; fields: the config fields that make it small.
-      theirs: "timm:NAME", or "references.FAMILY:NAME" for what no package offers as it was released; kwargs: what makes
-        that one equally small.
+      theirs: "timm:NAME"; "references.FAMILY:NAME" for what no package offers as it was released; or
+        "official.FAMILY:NAME", a module around the authors' code that is not kept here (the case says which code);
+        kwargs: what makes that one equally small.
       size: height and width of the images.
       gain: of the filled kernels; tuned so that no signal dies or saturates.
       init: fields and keywords, the same for both, that make a model small enough to compare its initialisation.
@@ -51,7 +52,7 @@ class Case:
     @property
     def dialect(self):
         """Our name for the reference's names of parameters."""
-        return self.names or "timm"
+        return self.names or ("official" if self.theirs.startswith("official.") else "timm")
 
 
 def fill(name, shape, gain=1.0):

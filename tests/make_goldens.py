@@ -1,7 +1,8 @@
 """Makes goldens from the installed references: `python tests/make_goldens.py [CASE ...]`, all cases by default.
 
-Needs the [parity] extra. VISION_JAX_PARITY_PREIMPORT names a module to import first, where torchvision does not load.
-NAT's cases need its authors' files, which no package holds: VISION_JAX_NAT names their folder.
+Needs the [parity] extra; cases of "official.FAMILY" also a module of that name on PYTHONPATH, around a checkout of the
+authors' code, with `create_model(name, **kwargs)` and a `__version__`; NAT's the authors' files, whose folder
+VISION_JAX_NAT names. VISION_JAX_PARITY_PREIMPORT names a module to import first, where torchvision does not load.
 """
 
 import importlib

@@ -38,7 +38,7 @@ def linear_attention(
       initial_state: the state before the first token (the last, if reversed), [B, heads, head_dim, value_dim]; with a
         normalizer a pair of that and the sum of the keys [B, heads, head_dim].
       return_state: return the state after the last token (the first, if reversed) too, in the form of initial_state.
-      chunk_size: tokens whose pairs are formed at once in the causal form; None chooses. Results do not depend on it.
+      chunk_size: tokens whose pairs are formed at once in the causal form; None is 128. Results do not depend on it.
 
     Returns:
       [B, N, heads, value_dim] (or with q's spatial axes) in v's dtype; or (that, state). States are at least float32.
@@ -88,7 +88,8 @@ def _check_decay(q, log_decay):
     allowed = ((heads,), (B, N, heads), (B, N, heads, head_dim))
     if jnp.shape(log_decay) not in allowed:
         raise InputError(f"log_decay of shape {jnp.shape(log_decay)}: one of {', '.join(map(str, allowed))}")
-    if not isinstance(log_decay, jax.core.Tracer) and not (np.asarray(log_decay) <= 0).all():
+    seen = not isinstance(log_decay, jax.core.Tracer) and getattr(log_decay, "is_fully_addressable", True)
+    if seen and not (np.asarray(log_decay) <= 0).all():
         raise InputError(f"log_decay up to {np.max(log_decay)}: it must be at most 0, for the state not to grow")
 
 

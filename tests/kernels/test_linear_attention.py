@@ -87,7 +87,7 @@ def drawn(case, rng):
     return (q, k, v), options
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(cases())
 def test_causal_equals_the_definition(case):
     chunk_size = case.pop("chunk_size")
@@ -103,7 +103,15 @@ def test_chunks_do_not_matter(kind, tokens, chunk_size):
     compare(*arrays, chunk_size, **options)
 
 
-@settings(max_examples=6, deadline=None)
+@pytest.mark.parametrize("value_dim", [64, 65])
+def test_a_single_chunk_without_a_state(value_dim):
+    """What XLA for CPU computes wrongly where it knows the state to be zeros."""
+    case = dict(tokens=16, heads=4, head_dim=128, value_dim=value_dim, kind="channel", normalizer=None, state=False)
+    arrays, options = drawn(case, np.random.default_rng(0))
+    compare(*arrays, **options)
+
+
+@settings(max_examples=5, deadline=None)
 @given(cases(), st.sampled_from([(7,), (3, 5), (2, 3, 2)]))
 def test_global_equals_the_definition(case, spatial):
     case = {name: value for name, value in case.items() if name not in ("chunk_size", "reverse")}
@@ -287,7 +295,7 @@ def test_bfloat16_keeps_wide_states(causal, kind):
     assert np.sqrt(np.mean((np.asarray(out, np.float64) - exact) ** 2)) < 5e-3 * np.sqrt(np.mean(exact**2)) + 2e-3
 
 
-@pytest.mark.parametrize("kind", [None, "head", "token", "channel"])
+@pytest.mark.parametrize("kind", [None, "token", "channel"])
 def test_memory_grows_with_tokens(kind):
     """Forward and backward at 4,096 and 16,384 tokens, of the compiled program; 64 channels."""
 

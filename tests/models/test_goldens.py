@@ -13,6 +13,7 @@ from flax import nnx
 import golden
 import vision_jax as vj
 from golden_cases import CASES
+from vision_jax.layers.attention import GatedQKV
 from vision_jax.layers.conv import Conv
 from vision_jax.layers.linear import PointwiseConv
 from vision_jax.layers.stack import Stack
@@ -152,7 +153,7 @@ def test_every_leaf_is_seen(key):
 
 def parts(path, leaf):
     """The parts of a leaf that are changed one at a time, with what they add to its name."""
-    if path[-2] in ("qkv", "kv") and leaf.ndim > 2:
+    if path[-2] in ("qkv", "kv", "qkvo") and leaf.ndim > 2:
         axis = leaf.ndim - 3
         return [(f"[{i}]", np.s_[:, i] if axis else np.s_[i]) for i in range(leaf.shape[axis])]
     return [("", np.s_[...])]
@@ -175,7 +176,7 @@ def test_layers_are_built_as_the_reference_says(key):
             said[name] = {"stride": list(module.stride), "dilation": list(module.dilation), "groups": module.groups}
             same = module.padding == "SAME"  # timm pads itself, but where the padding is symmetric at any size
             said[name]["padding"] = [0, 0] if same else [low for low, _ in module.padding]
-        elif isinstance(module, PointwiseConv):
+        elif isinstance(module, (PointwiseConv, GatedQKV)):
             said[name] = {"stride": [1, 1], "dilation": [1, 1], "groups": 1, "padding": [0, 0]}
         elif hasattr(module, "epsilon"):
             said[name] = {key: getattr(module, key) for key in ("epsilon", "momentum") if hasattr(module, key)}

@@ -120,8 +120,8 @@ def prepared(tmp_path_factory):
     """A small data set in ArrayRecord files, written without TensorFlow; the directory of its version."""
     import tensorflow_datasets as tfds
 
-    class Shades(tfds.core.GeneratorBasedBuilder):
-        """Grey images labelled dark and light."""
+    class Tones(tfds.core.GeneratorBasedBuilder):
+        """Grey images labelled dark and light. One process may prepare one data set of a name."""
 
         VERSION = tfds.core.Version("1.0.0")
 
@@ -140,8 +140,8 @@ def prepared(tmp_path_factory):
                 yield i, {"image": io.BytesIO(buffer.getvalue()), "label": SHADES[i % 2]}
 
     data_dir = tmp_path_factory.mktemp("tfds")
-    Shades(data_dir=data_dir, file_format="array_record").download_and_prepare()
-    return data_dir / "shades" / "1.0.0"
+    Tones(data_dir=data_dir, file_format="array_record").download_and_prepare()
+    return data_dir / "tones" / "1.0.0"
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_tfds_trains_without_tensorflow(tmp_path, prepared, no_tensorflow, no_pi
 
 
 def test_tfrecord_is_refused_with_the_command_that_converts_it(tmp_path, prepared, no_tensorflow, capsys):
-    version = tmp_path / "shades" / "1.0.0"
+    version = tmp_path / "tones" / "1.0.0"
     version.mkdir(parents=True)
     for path in prepared.iterdir():
         (version / path.name.replace("array_record", "tfrecord")).write_bytes(path.read_bytes())

@@ -55,6 +55,15 @@ class KV(QKV):
     parts = 2
 
 
+class GatedQKV(QKV):
+    """Queries, keys, values and a gate, [..., C] -> four [..., heads, head_dim].
+
+    Weight files of the reference hold a 1x1 convolution.
+    """
+
+    parts = 4
+
+
 class Attention(nnx.Module):
     """Self-attention, [B, N, C] -> [B, N, C].
 

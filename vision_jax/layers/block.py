@@ -21,16 +21,19 @@ class Block(nnx.Module):
       norm: `(dim) -> module`.
       norm_last: normalise what the mixers give, not what they get.
       layer_scale: initial value of the branches' scales, or None for no scales.
+      scale: their layer.
       res_scale: initial value of the shortcuts' scales (NormFormer: Shleifer et al., 2021, arXiv:2110.09456), or None.
       dtype: dtype of the computation.
     """
 
-    def __init__(self, dim, *, attn, mlp, norm, norm_last=False, layer_scale=None, res_scale=None, dtype):
+    def __init__(
+        self, dim, *, attn, mlp, norm, norm_last=False, layer_scale=None, scale=LayerScale, res_scale=None, dtype
+    ):
         self.norm_last = norm_last
         self.norm1, self.attn = norm(dim), attn
         self.norm2, self.mlp = norm(dim), mlp
         self.ls1, self.ls2, self.rs1, self.rs2 = (
-            None if init is None else LayerScale(dim, init, dtype=dtype)
+            None if init is None else scale(dim, init, dtype=dtype)
             for init in (layer_scale, layer_scale, res_scale, res_scale)
         )
 

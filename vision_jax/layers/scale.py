@@ -15,3 +15,7 @@ class LayerScale(nnx.Module):
 
     def __call__(self, x):
         return x * self.gamma[...].astype(self.dtype)
+
+
+class MapLayerScale(LayerScale):
+    """The same; weight files of the reference hold it as a map [1, C, 1, 1]."""

@@ -22,20 +22,25 @@ class WindowAttention(nnx.Module):
       num_heads: number of heads; divides dim.
       window_size: (height, width) of a window, in tokens.
       shift: (rows, columns) by which the windows are shifted.
+      relative_bias: whether there is that bias.
       proj_drop: dropout of the result.
       dtype: dtype of the computation; the softmax is at least float32.
     """
 
-    def __init__(self, dim, num_heads, window_size, shift=(0, 0), *, proj_drop=0.0, dtype=jnp.float32):
+    def __init__(
+        self, dim, num_heads, window_size, shift=(0, 0), *, relative_bias=True, proj_drop=0.0, dtype=jnp.float32
+    ):
         self.window_size, self.shift, self.proj_drop = tuple(window_size), tuple(shift), proj_drop
         h, w = self.window_size
         self.qkv = QKV(dim, num_heads, dim // num_heads, dtype=dtype)
-        self.relative_position_bias_table = param(((2 * h - 1) * (2 * w - 1), num_heads), trunc_normal)
+        table = param(((2 * h - 1) * (2 * w - 1), num_heads), trunc_normal) if relative_bias else None
+        self.relative_position_bias_table = table
         self.proj = Linear(dim, dim, dtype=dtype)
 
     def __call__(self, x, train=None):
         q, k, v = self.qkv(pad_to_windows(x, self.window_size, self.shift))
-        bias = relative_bias(self.relative_position_bias_table[...], self.window_size)
+        table = self.relative_position_bias_table
+        bias = None if table is None else relative_bias(table[...], self.window_size)
         out = window_attention(q, k, v, window_size=self.window_size, shift=self.shift, bias=bias)
         out = crop_windows(out, x.shape[1:3], self.shift)
         return dropout(self.proj(out.reshape(x.shape)), self.proj_drop, train)

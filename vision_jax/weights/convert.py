@@ -6,6 +6,7 @@ the reference ("blocks.0.norm1.weight"):
     torch_names = {"timm": (), "hf": ((r"^head\\.", "classifier."), ...)}    # layouts of torch
     linen_names = {"big_vision": ((r"^head\\.", "head/"), ...)}              # layouts of Flax Linen
     torch_ignore = (r"relative_position_index$",)                           # derived buffers in torch files: not read
+    def torch_buffers(self): ...                    # {name: array} of those that such a file must hold, for writing it
 
 Each dialect is a row of (pattern, replacement) for `re.sub`, applied in turn. A tuple of replacements stands where the
 reference keeps one of our tensors as several (query, key, value); a name that stands twice in it holds two of them
@@ -170,4 +171,6 @@ def state_dict(model, names="timm"):
         # copies: a view of a buffer that jax owns must not leave here
         out.update(zip(entry.names, (np.array(a, order="C") for a in given), strict=True))
         out.update(entry.beside)
+    if names in getattr(model, "torch_names", {}) and hasattr(model, "torch_buffers"):
+        out.update(model.torch_buffers())
     return out

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vision_jax.layers.attention import KV, QKV, Attention, HeadsFirstQKV
+from vision_jax.layers.attention import KV, QKV, Attention, GatedQKV, HeadsFirstQKV
 from vision_jax.layers.attention_pool import AttentionPoolLatent
 from vision_jax.layers.conv import Conv
 from vision_jax.layers.glu import GLU
@@ -19,6 +19,7 @@ from vision_jax.layers.linear import Linear, PointwiseConv
 from vision_jax.layers.norm import BatchNorm, LayerNorm
 from vision_jax.layers.response_norm import GlobalResponseNorm
 from vision_jax.layers.rms_norm import RMSNorm
+from vision_jax.layers.scale import MapLayerScale
 
 
 def _same(array, module):
@@ -77,6 +78,16 @@ TORCH = {
     },
     QKV: _projections(3),
     KV: _projections(2),
+    MapLayerScale: {"gamma": Rule("gamma", lambda a, _: a[None, :, None, None], lambda a, _: a.reshape(-1))},
+    GatedQKV: {
+        # ours [C, 4, heads, head_dim], there [4 * heads * head_dim, C, 1, 1]
+        "kernel": Rule(
+            "weight",
+            lambda a, _: a.transpose(1, 2, 3, 0).reshape(-1, a.shape[0], 1, 1),
+            lambda a, m: a.reshape(4, *_heads(m), -1).transpose(3, 0, 1, 2),
+        ),
+        "bias": Rule("bias", lambda a, _: a.reshape(-1), lambda a, m: a.reshape(4, *_heads(m))),
+    },
     GLU: {
         # ours [C, 2, hidden], there [2, hidden, C]
         "kernel": Rule("weight", lambda a, _: a.transpose(1, 2, 0), lambda a, _: a.transpose(2, 0, 1), parts=2),

@@ -1,0 +1,42 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vision_jax.layers.rotary import axial_angles, rotate
+
+
+def test_angles_count_rows_then_columns():
+    angles = axial_angles(2, 3, (1.0, 0.25))
+    for token, (row, column) in enumerate(np.ndindex(2, 3)):
+        np.testing.assert_array_equal(angles[token], [row, 0.25 * row, column, 0.25 * column])
+
+
+def test_rotate_equals_the_paper():
+    """Equation 34, one pair of channels at a time, over the axes of a map."""
+    x, angles = np.random.default_rng(0).normal(size=(2, 2, 3, 2, 8)), axial_angles(2, 3, (1.0, 0.25))
+    with jax.enable_x64(True):
+        ours = rotate(jnp.asarray(x), angles)
+        assert ours.dtype == jnp.float64
+    for b, row, column, head, pair in np.ndindex(2, 2, 3, 2, 4):
+        angle = angles[3 * row + column, pair]
+        turned = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+        theirs = turned @ x[b, row, column, head, 2 * pair : 2 * pair + 2]
+        np.testing.assert_allclose(ours[b, row, column, head, 2 * pair : 2 * pair + 2], theirs, atol=1e-14)
+
+
+def test_products_depend_on_the_distance_alone():
+    rng = np.random.default_rng(1)
+    q, k = (np.broadcast_to(rng.normal(size=8), (1, 4, 5, 1, 8)) for _ in range(2))
+    with jax.enable_x64(True):
+        q, k = (np.asarray(rotate(jnp.asarray(x), axial_angles(4, 5, (1.0, 0.1))))[0, :, :, 0] for x in (q, k))
+    assert np.isclose(q[0, 0] @ k[2, 3], q[1, 1] @ k[3, 4], rtol=1e-12)
+    assert not np.isclose(q[0, 0] @ k[2, 3], q[0, 0] @ k[3, 2], rtol=1e-3)
+
+
+def test_narrow_types_turn_in_float32():
+    x = jnp.ones((1, 64, 1, 4), jnp.bfloat16)
+    turned = rotate(x, axial_angles(64, 1, (1.0,)))
+    assert turned.dtype == jnp.bfloat16
+    np.testing.assert_allclose(turned[0, 63, 0, 0].astype(np.float32), math.cos(63) - math.sin(63), atol=4e-3)

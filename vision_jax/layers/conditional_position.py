@@ -1,0 +1,20 @@
+"""Positions that tokens learn from their neighbours."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from vision_jax.layers.conv import Conv
+
+
+class ConditionalPosition(nnx.Module):
+    """x + depthwise 3x3 convolution of x, [B, H, W, C] -> [B, H, W, C].
+
+    Conditional positional encoding (CPVT: Chu et al., 2021, arXiv:2102.10882, section 3.3): the zeros around the map
+    tell positions apart, at any resolution.
+    """
+
+    def __init__(self, dim, *, dtype=jnp.float32):
+        self.proj = Conv(dim, dim, 3, groups=dim, dtype=dtype)
+
+    def __call__(self, x):
+        return x + self.proj(x)
