@@ -75,6 +75,13 @@ ATTENTION = {
             img_size=32, embed_dim=16, depths=(2, 1), num_heads=(4, 4), dilations=(2, 1), kernel_size=3, num_classes=8
         ),
     ),
+    "ravlt": (
+        "ravlt_tiny",
+        dict(TWO, embed_dims=(16, 32), num_heads=(4, 4), mixers=("linear", "softmax"), projection=16)
+        | dict(layer_scale_init=(1.0, 1.0), mlp_ratio=2.0),
+    ),
+    "l2vit": ("l2vit_tiny", dict(TWO, depths=(2, 2), num_heads=(4, 4), window_size=4)),
+    "vir": ("vir_small_patch16_224", VIT),
     "volo": ("volo_d1_224", dict(TWO, num_heads=(4, 8), class_depth=1, stem_dim=8)),
     "caformer": ("caformer_s18", dict(MIXERS, embed_dims=(32, 128), mixers=("conv", "attention"))),
 }
@@ -90,6 +97,8 @@ OTHERS = {
     "poolformer": ("poolformer_s12", dict(MIXERS, mixers=("pool",) * 2)),
 }
 FAMILIES = ATTENTION | OTHERS
+# Parameters whose gradient is 0 but for rounding, in some families: a batch norm takes the bias before it away.
+ALL_BUT_ZERO = r"(patch_embed\.convs\.\d+|downsample\.reduction|local_mp\.conv1)\.bias$"
 
 
 def build(key, **fields):

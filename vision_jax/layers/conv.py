@@ -17,6 +17,8 @@ class Conv(nnx.Module):
       padding: an int or one for each axis, on both sides; None keeps the size of an odd kernel at stride 1; "same" is
         TensorFlow's: the map comes out ceil(size / stride) large, and an odd element of padding lies at the far end.
       groups: number of groups of channels that do not mix; `groups=din` is depthwise.
+      split_over: the axis of the mesh over which a depthwise convolution's channels are split, where those that it is
+        given are; whole by default.
       bias: whether a bias is added.
       init, bias_init: initialisers.
       dtype: dtype of the computation; the parameters are float32.
@@ -32,6 +34,7 @@ class Conv(nnx.Module):
         padding=None,
         dilation=1,
         groups=1,
+        split_over=None,
         bias=True,
         init=trunc_normal,
         bias_init=zeros,
@@ -41,7 +44,7 @@ class Conv(nnx.Module):
         if padding is None:
             padding = tuple(d * (k - 1) // 2 for k, d in zip(kernel_size, self.dilation, strict=True))
         self.padding = "SAME" if padding == "same" else tuple((p, p) for p in pair(padding))
-        self.groups, self.dtype = groups, dtype
+        self.groups, self.split_over, self.dtype = groups, split_over, dtype
         taps = kernel_size[0] * kernel_size[1]
         fans = (taps * din // groups, taps * dout // groups)
         self.kernel = param((*kernel_size, din // groups, dout), init, fans)
@@ -49,7 +52,7 @@ class Conv(nnx.Module):
 
     def __call__(self, x):
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        y = self._convolve(x, kernel) if self.groups == 1 else per_device(self._convolve, x, kernel)
+        y = self._convolve(x, kernel) if self.groups == 1 else per_device(self._convolve, x, kernel, self.split_over)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
     def _convolve(self, x, kernel):

@@ -4,12 +4,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vision_jax.functional import merge, split
 from vision_jax.layers.conv import Conv
 from vision_jax.layers.drop import dropout
 from vision_jax.layers.linear import Linear
 from vision_jax.layers.mlp import gelu
-from vision_jax.mesh import TENSOR, per_device
+from vision_jax.mesh import TENSOR
 from vision_jax.parameters import kaiming_normal
 
 
@@ -29,13 +28,10 @@ class DepthwiseMlp(nnx.Module):
     def __init__(self, dim, hidden, *, act=gelu, relu=False, drop=0.0, dtype=jnp.float32):
         self.act, self.relu, self.drop = act, relu, drop
         self.fc1, self.fc2 = Linear(dim, hidden, dtype=dtype), Linear(hidden, dim, dtype=dtype)
-        self.dwconv = Conv(hidden, hidden, 3, groups=hidden, init=kaiming_normal, dtype=dtype)
+        # the hidden channels are split as fc1's kernel is
+        self.dwconv = Conv(hidden, hidden, 3, groups=hidden, split_over=TENSOR, init=kaiming_normal, dtype=dtype)
 
     def __call__(self, x, train=None):
         x = self.fc1(x)
-        static, variables = split(self.dwconv)
-        # the hidden channels are split as fc1's kernel is
-        x = per_device(
-            lambda x, leaves: merge(static, leaves)(x), jax.nn.relu(x) if self.relu else x, variables, TENSOR
-        )
+        x = self.dwconv(jax.nn.relu(x) if self.relu else x)
         return dropout(self.fc2(dropout(self.act(x), self.drop, train)), self.drop, train)
