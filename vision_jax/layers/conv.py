@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vision_jax.layers.grouped_conv import conv, grouped_conv
 from vision_jax.parameters import param, trunc_normal, zeros
 
 
@@ -47,15 +48,15 @@ class Conv(nnx.Module):
         self.bias = param((dout,), bias_init, fans) if bias else None
 
     def __call__(self, x):
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            self.kernel[...].astype(self.dtype),
-            self.stride,
-            self.padding,
-            rhs_dilation=self.dilation,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.groups,
-        )
+        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        if self.groups == 1:
+            y = conv(x, kernel, self.stride, self.padding, self.dilation)
+        else:
+            spans = [d * (k - 1) + 1 for d, k in zip(self.dilation, kernel.shape, strict=False)]
+            padding = self.padding
+            if padding == "SAME":
+                padding = tuple(jax.lax.padtype_to_pads(x.shape[1:3], spans, self.stride, padding))
+            y = grouped_conv(x, kernel, self.stride, padding, self.dilation, self.groups)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
