@@ -159,6 +159,7 @@ def test_the_subcommand_may_be_left_out(faked, capsys):
         (["resnet18", "--repeats", "0"], "--repeats=0"),
         (["resnet18", "--img_size", "0"], "--img_size=0"),
         (["resnet18", "--dtype", "float23"], "did you mean 'float32'"),
+        (["resnet18", "--clock", "wal"], "did you mean 'wall'"),
         (["resnet18", "--against", "tim"], "did you mean 'timm'"),
         (["resnet18", "--torch_compile"], "--against timm"),
         (["resnet18", "--threads", "0"], "--threads=0: this process may use 1 to"),

@@ -11,7 +11,8 @@ import jax
 from vision_jax.errors import InputError
 
 LIBRARIES = ("jax", "jaxlib", "flax", "torch", "timm")
-SETTINGS = ("XLA_FLAGS", "JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION")  # variables that change what runs
+# Variables that change what runs.
+SETTINGS = ("XLA_FLAGS", "JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION", "OMP_WAIT_POLICY")
 
 
 def use_threads(threads):

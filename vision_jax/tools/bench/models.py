@@ -1,12 +1,13 @@
 """Models' inference and training, alone or beside a peer's."""
 
+import jax
 import numpy as np
 
 from vision_jax.errors import InputError, unknown
 from vision_jax.registry import family_of, list_models, model_info
 from vision_jax.tools.bench.ours import Ours
 from vision_jax.tools.bench.peers import PEERS
-from vision_jax.tools.bench.timing import interleaved, speedup, spread
+from vision_jax.tools.bench.timing import CLOCKS, interleaved, speedup, spread
 
 DTYPES = ("float32", "bfloat16")
 
@@ -21,6 +22,9 @@ def add_arguments(parser):
     parser.add_argument("--dtype", default="float32", help=f"of the computation: {', '.join(DTYPES)}")
     parser.add_argument("--img_size", type=int, help="side of the images, where it is not the model's own")
     parser.add_argument("--repeats", type=int, default=15, help="rounds; in each, everyone has a turn")
+    parser.add_argument(
+        "--clock", default="wall", help="wall, or cpu: processor seconds, on a machine that others load"
+    )
 
 
 def check(args):
@@ -38,6 +42,10 @@ def check(args):
         raise InputError(f"--repeats={args.repeats}: at least 1 round is run")
     if args.dtype not in DTYPES:
         raise unknown("--dtype", args.dtype, DTYPES)
+    if args.clock not in CLOCKS:
+        raise unknown("--clock", args.clock, CLOCKS)
+    if args.clock == "cpu" and jax.default_backend() != "cpu":
+        raise InputError(f"--clock=cpu does not see the time of a {jax.default_backend()}")
     if args.against is not None and args.against not in PEERS:
         raise unknown("peer: --against", args.against, PEERS)
     if args.torch_compile and args.against is None:
@@ -78,13 +86,13 @@ def measure(args, threads, tell=print):
         others = {title: other for title, other in others.items() if other}
         for batch in args.batch:
             for kind in ("forward", "train")[: 1 + args.train]:
-                result = compare(ours, others, kind, batch, args.repeats)
+                result = compare(ours, others, kind, batch, args.repeats, CLOCKS[args.clock])
                 results.append({"model": name, "family": family_of(name.partition(".")[0]), **result})
                 tell(_line(results[-1]))
     return results
 
 
-def compare(ours, others, kind, batch, rounds):
+def compare(ours, others, kind, batch, rounds, clock):
     """One model, one kind, one batch size: its result, see `measure`."""
     rng = np.random.default_rng(0)
     inputs = [rng.standard_normal((batch, *ours.image_shape)).astype(np.float32)]
@@ -94,7 +102,7 @@ def compare(ours, others, kind, batch, rounds):
     calls |= {title: getattr(other, kind)(*inputs) for title, other in others.items()}
     for call in calls.values():
         call()
-    seconds = interleaved(calls, rounds)
+    seconds = interleaved(calls, rounds, clock)
     own = spread(seconds["ours"])
     return {
         "kind": kind,
