@@ -13,6 +13,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 
+from vision_jax.layers.seam import seam
 from vision_jax.layers.taps import gathering, padded, sizes, strided, taps
 
 MOST_TAPS = 64  # kernel elements up to which the shifted products are written out: the compile time grows with them
@@ -106,7 +107,7 @@ class _Depthwise:
         wide = jnp.promote_types(x.dtype, jnp.float32)
         seen = taps(x, kernel.shape, size, stride, self.dilation)
         weights = kernel.reshape(len(seen), -1).astype(wide)
-        return sum(tap.astype(wide) * weights[i] for i, tap in enumerate(seen)).astype(x.dtype)
+        return seam(sum(tap.astype(wide) * weights[i] for i, tap in enumerate(seen)).astype(x.dtype))
 
     def _x_gradient(self, x, kernel, dy):
         pads = gathering(x.shape, dy.shape[1:3], kernel.shape, self.stride, self.padding, self.dilation)

@@ -9,6 +9,7 @@ from flax import nnx
 
 from vision_jax.layers.drop import dropout
 from vision_jax.layers.linear import Linear
+from vision_jax.layers.seam import seam
 
 
 @jax.custom_jvp
@@ -17,7 +18,7 @@ def gelu(x):
 
     By the error function as in torch; `jax.nn.gelu` takes its complement, which costs three times as much on CPUs.
     """
-    return (x * _normal_cdf(x)).astype(x.dtype)
+    return seam((x * _normal_cdf(x)).astype(x.dtype))
 
 
 @gelu.defjvp
@@ -26,7 +27,7 @@ def _gelu_jvp(primals, tangents):
     (x,), (dx,) = primals, tangents
     cdf, wide = _normal_cdf(x), x.astype(jnp.promote_types(x.dtype, jnp.float32))
     slope = cdf + wide * jnp.exp(-0.5 * wide * wide) * (2 * np.pi) ** -0.5
-    return (x * cdf).astype(x.dtype), dx * slope.astype(x.dtype)
+    return seam((x * cdf).astype(x.dtype)), dx * seam(slope.astype(x.dtype))
 
 
 def _normal_cdf(x):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vision_jax.layers.seam import seam
 from vision_jax.layers.taps import gathering, padded, sizes, taps
 
 
@@ -26,7 +27,7 @@ def window_sum(x, window, stride, padding, shape):
 
     def taps_sum(x):
         size = sizes(shape, window, stride, padding)
-        return sum(taps(padded(x, padding), window, size, stride))
+        return seam(sum(taps(padded(x, padding), window, size, stride)))
 
     return jax.lax.platform_dependent(x, cpu=taps_sum, default=_xla(jax.lax.add, 0.0, window, stride, padding))
 
@@ -34,7 +35,7 @@ def window_sum(x, window, stride, padding, shape):
 def _sum_backward(window, stride, padding, shape, _, dy):
     def gathered(dy):
         pads = gathering(shape, dy.shape[1:3], window, stride, padding)
-        return sum(taps(padded(dy, pads), window, shape[1:3], (1, 1)))
+        return seam(sum(taps(padded(dy, pads), window, shape[1:3], (1, 1))))
 
     def transposed(dy):
         x = jax.ShapeDtypeStruct(shape, dy.dtype)
@@ -58,7 +59,7 @@ def window_max(x, window, stride, padding):
 
     def taps_max(x):
         size = sizes(x.shape, window, stride, padding)
-        return functools.reduce(jnp.maximum, taps(padded(x, padding, -np.inf), window, size, stride))
+        return seam(functools.reduce(jnp.maximum, taps(padded(x, padding, -np.inf), window, size, stride)))
 
     return jax.lax.platform_dependent(x, cpu=taps_max, default=_xla(jax.lax.max, -np.inf, window, stride, padding))
 
@@ -72,7 +73,7 @@ def _max_backward(window, stride, padding, x, dy):
         winners = taps(padded(winner.astype(jnp.int32), pads, -1), window, x.shape[1:3], (1, 1))
         grads = taps(padded(dy, pads), window, x.shape[1:3], (1, 1))
         last = len(seen) - 1
-        return sum(jnp.where(w == last - i, g, 0) for i, (w, g) in enumerate(zip(winners, grads, strict=True)))
+        return seam(sum(jnp.where(w == last - i, g, 0) for i, (w, g) in enumerate(zip(winners, grads, strict=True))))
 
     def scattered(x, dy):
         return jax.vjp(_xla(jax.lax.max, -np.inf, window, stride, padding), x)[1](dy)[0]
