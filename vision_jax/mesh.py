@@ -97,7 +97,8 @@ def per_device(fn, x, leaves, channels=None):
         return fn(x, leaves)
     split = fit((BATCH, *(None,) * (x.ndim - 2), channels), x.shape, mesh)
     shares = jax.tree.map(lambda leaf: P(*(None,) * (leaf.ndim - 1), split[-1]), leaves)
-    return jax.shard_map(fn, in_specs=(split, shares), out_specs=split)(x, leaves)
+    # A custom gradient inside fn does not say over which axes it varies, so that this cannot be checked.
+    return jax.shard_map(fn, in_specs=(split, shares), out_specs=split, check_vma=False)(x, leaves)
 
 
 _placement = contextvars.ContextVar("placement", default=None)

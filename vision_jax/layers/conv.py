@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vision_jax.layers.grouped_conv import conv, grouped_conv
 from vision_jax.mesh import per_device
 from vision_jax.parameters import param, trunc_normal, zeros
 
@@ -52,15 +53,19 @@ class Conv(nnx.Module):
 
     def __call__(self, x):
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        y = self._convolve(x, kernel) if self.groups == 1 else per_device(self._convolve, x, kernel, self.split_over)
+        if self.groups == 1:
+            y = conv(x, kernel, self.stride, self.padding, self.dilation)
+        else:
+            y = per_device(self._grouped, x, kernel, self.split_over)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
-    def _convolve(self, x, kernel):
+    def _grouped(self, x, kernel):
+        padding = self.padding
+        if padding == "SAME":
+            spans = [d * (k - 1) + 1 for d, k in zip(self.dilation, kernel.shape, strict=False)]
+            padding = tuple(jax.lax.padtype_to_pads(x.shape[1:3], spans, self.stride, padding))
         groups = x.shape[-1] // kernel.shape[2]  # where a device has a share of the channels, its share of the groups
-        return jax.lax.conv_general_dilated(
-            x, kernel, self.stride, self.padding, rhs_dilation=self.dilation,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups,
-        )  # fmt: skip
+        return grouped_conv(x, kernel, self.stride, padding, self.dilation, groups)
 
 
 def pair(x):

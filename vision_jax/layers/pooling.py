@@ -2,18 +2,16 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vision_jax.layers.conv import pair
+from vision_jax.layers.window_reduce import window_max, window_sum
 
 
 def max_pool(x, window, *, stride, padding=0):
     """The largest value of each window, [B, H, W, C] -> [B, H', W', C]; padding never wins (torch's MaxPool2d)."""
-    window, stride, padding = pair(window), pair(stride), pair(padding)
-    pads = ((0, 0), *((p, p) for p in padding), (0, 0))
-    return jax.lax.reduce_window(x, -np.inf, jax.lax.max, (1, *window, 1), (1, *stride, 1), pads)
+    return window_max(x, pair(window), pair(stride), tuple((p, p) for p in pair(padding)))
 
 
 def avg_pool(x, window, *, stride, padding=0, ceil_mode=False):
@@ -27,9 +25,7 @@ def avg_pool(x, window, *, stride, padding=0, ceil_mode=False):
     """
     axes = zip(x.shape[1:3], pair(window), pair(stride), pair(padding), strict=True)
     pads, (rows, columns) = zip(*(_windows(*axis, ceil_mode) for axis in axes), strict=True)
-    total = jax.lax.reduce_window(
-        x, 0.0, jax.lax.add, (1, *pair(window), 1), (1, *pair(stride), 1), ((0, 0), *pads, (0, 0))
-    )
+    total = window_sum(x, pair(window), pair(stride), pads, x.shape)
     return total / np.outer(rows, columns)[..., None].astype(x.dtype)
 
 

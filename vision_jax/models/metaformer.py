@@ -32,6 +32,7 @@ from vision_jax.layers.linear import Linear, PointwiseConv
 from vision_jax.layers.mlp import Mlp, gelu
 from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.pooling import avg_pool
+from vision_jax.layers.seam import seam
 from vision_jax.layers.stack import Stack
 from vision_jax.models.base import FeatureInfo, ModelConfig, Stage, StagedModel
 from vision_jax.parameters import buffer, ones, param, zeros
@@ -46,7 +47,7 @@ class StarReLU(nnx.Module):
         self.scale, self.bias = param((1,), ones), param((1,), zeros)
 
     def __call__(self, x):
-        return self.scale[...].astype(self.dtype) * jnp.square(jax.nn.relu(x)) + self.bias[...].astype(self.dtype)
+        return seam(self.scale[...].astype(self.dtype) * jnp.square(jax.nn.relu(x)) + self.bias[...].astype(self.dtype))
 
 
 # The token mixers, built as mixer(dim, tokens=, drop=, dtype=) and called as mixer(x, train): [B, H, W, C] to the same.

@@ -47,12 +47,18 @@ def _count(jaxpr):
             per_output = kernel.size // kernel.shape[params["dimension_numbers"].rhs_spec[0]]
         else:
             times = params["length"] if primitive == "scan" else 1
-            for inner in map(_count, _inner(params)):
+            for inner in map(_count, _chosen(params)):
                 macs, activations = macs + times * inner.macs, activations + times * inner.activations
             continue
         size = equation.outvars[0].aval.size
         macs, activations = macs + size * per_output, activations + size
     return Cost(macs, activations)
+
+
+def _chosen(params):
+    """The programs inside an equation; of one for each platform that which serves all platforms not named."""
+    platforms = params.get("branches_platforms")
+    return [params["branches"][platforms.index(None)].jaxpr] if platforms else _inner(params)
 
 
 def _inner(params):

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
-from vision_jax.kernels import neighborhood_attention, window_attention
 
+from vision_jax.kernels import neighborhood_attention, window_attention
 from vision_jax.parallel import topology
 
 
