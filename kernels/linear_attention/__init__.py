@@ -1,16 +1,21 @@
 """Linear attention: a state that sums keys times values stands for all the tokens it has seen."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from vision_jax.kernels.linear_attention import xla
+from vision_jax.kernels import dispatch
+from vision_jax.kernels.linear_attention import token_tiles, tpu, xla
+from vision_jax.kernels.over_mesh import local_shape, over_mesh, split_axes
+from vision_jax.kernels.packed_heads import Heads
 
 from vision_jax.errors import InputError
 
 
 def linear_attention(
     q, k, v, *, log_decay=None, causal=False, reverse=False, normalizer=None, epsilon=0.0, initial_state=None,
-    return_state=False, chunk_size=None,
+    return_state=False, chunk_size=None, implementation=None,
 ):  # fmt: skip
     """Attention without softmax, at a cost linear in the tokens (Katharopoulos et al., 2020, arXiv:2006.16236).
 
@@ -39,12 +44,15 @@ def linear_attention(
         normalizer a pair of that and the sum of the keys [B, heads, head_dim].
       return_state: return the state after the last token (the first, if reversed) too, in the form of initial_state.
       chunk_size: tokens whose pairs are formed at once in the causal form; None chooses. Results do not depend on it.
+      implementation: "xla" or "tpu"; None is the kernel of the device where it takes the call, else XLA
+        (`vision_jax.kernels.explain` says which and why).
 
     Returns:
       [B, N, heads, value_dim] (or with q's spatial axes) in v's dtype; or (that, state). States are at least float32.
 
     Raises:
-      InputError: shapes or options that do not fit together; a decay known to be positive.
+      InputError: shapes or options that do not fit together; a decay known to be positive; an implementation that
+        cannot run.
     """
     _check_operands(q, k, v, causal)
     _check_options(causal, log_decay=log_decay, reverse=reverse or None, chunk_size=chunk_size)
@@ -53,11 +61,31 @@ def linear_attention(
     _check_decay(q, log_decay)
     _check_normalizer(q, k, normalizer, epsilon)
     _check_state(q, v, normalizer, initial_state)
-    out, state = xla.linear_attention(
-        q, k, v, log_decay=log_decay, causal=causal, reverse=reverse, normalizer=normalizer, epsilon=epsilon,
-        initial_state=initial_state, chunk_size=chunk_size,
-    )  # fmt: skip
-    return (out, state) if return_state else out
+    names = ("batch", *(None,) * (q.ndim - 3), "heads", None)
+    axes = split_axes({"batch": [len(q)], "heads": [x.shape[-2] for x in (q, k, v)]})
+    local = local_shape(q.shape, names, axes)
+    used = {"initial_state": initial_state is not None, "return_state": return_state}
+    other = [name for name, given in used.items() if given]
+    refused = token_tiles.refusal(q, k, v, local, causal=causal, normalizer=normalizer, epsilon=epsilon, other=other)
+    chosen = dispatch.choose("linear_attention", local, implementation, {"tpu": refused})
+    if chosen == "xla":
+        out, state = xla.linear_attention(
+            q, k, v, log_decay=log_decay, causal=causal, reverse=reverse, normalizer=normalizer, epsilon=epsilon,
+            initial_state=initial_state, chunk_size=chunk_size,
+        )  # fmt: skip
+        return (out, state) if return_state else out
+    layout = token_tiles.TokenTiles(local[0], math.prod(local[1:-2]), Heads(*local[-2:]))
+    pair = normalizer if isinstance(normalizer, (tuple, list)) else (None, None)
+    tokens = [x if x is None else x.reshape(len(x), -1, *x.shape[-2:]) for x in (q, k, v, *pair)]
+    names = ("batch", None, "heads", None)
+    out = over_mesh(
+        lambda *operands: tpu.linear_attention(*operands, normalizer is not None, epsilon, layout),
+        tokens,
+        (names,) * len(tokens),
+        names,
+        axes,
+    )
+    return out.reshape(q.shape)
 
 
 def _check_operands(q, k, v, causal):
