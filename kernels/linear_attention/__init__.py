@@ -6,11 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from vision_jax.kernels import dispatch
-from vision_jax.kernels.linear_attention import token_tiles, tpu, xla
+from vision_jax.kernels.linear_attention import fast_path, tpu, tpu_causal, xla
+from vision_jax.kernels.linear_attention.chunks import Chunks
+from vision_jax.kernels.linear_attention.token_tiles import TokenTiles
 from vision_jax.kernels.over_mesh import local_shape, over_mesh, split_axes
 from vision_jax.kernels.packed_heads import Heads
 
 from vision_jax.errors import InputError
+
+TOKENS = ("batch", None, "heads", None)  # what splits the dimensions of tokens on a mesh
 
 
 def linear_attention(
@@ -64,9 +68,10 @@ def linear_attention(
     names = ("batch", *(None,) * (q.ndim - 3), "heads", None)
     axes = split_axes({"batch": [len(q)], "heads": [x.shape[-2] for x in (q, k, v)]})
     local = local_shape(q.shape, names, axes)
-    used = {"initial_state": initial_state is not None, "return_state": return_state}
-    other = [name for name, given in used.items() if given]
-    refused = token_tiles.refusal(q, k, v, local, causal=causal, normalizer=normalizer, epsilon=epsilon, other=other)
+    refused = fast_path.refusal(
+        q, k, v, local, causal=causal, log_decay=log_decay, normalizer=normalizer, epsilon=epsilon,
+        has_state=initial_state is not None or return_state, chunk_size=chunk_size,
+    )  # fmt: skip
     chosen = dispatch.choose("linear_attention", local, implementation, {"tpu": refused})
     if chosen == "xla":
         out, state = xla.linear_attention(
@@ -74,18 +79,34 @@ def linear_attention(
             initial_state=initial_state, chunk_size=chunk_size,
         )  # fmt: skip
         return (out, state) if return_state else out
-    layout = token_tiles.TokenTiles(local[0], math.prod(local[1:-2]), Heads(*local[-2:]))
+    layout = local[0], math.prod(local[1:-2]), Heads(*local[-2:])
+    if causal:
+        return _causal(q, k, v, log_decay, initial_state, Chunks(*layout, bool(reverse), bool(return_state)), axes)
+    return _global(q, k, v, normalizer, epsilon, TokenTiles(*layout), axes)
+
+
+def _global(q, k, v, normalizer, epsilon, tiles, axes):
+    """Where every token sees all, by the TPU's kernel."""
     pair = normalizer if isinstance(normalizer, (tuple, list)) else (None, None)
-    tokens = [x if x is None else x.reshape(len(x), -1, *x.shape[-2:]) for x in (q, k, v, *pair)]
-    names = ("batch", None, "heads", None)
-    out = over_mesh(
-        lambda *operands: tpu.linear_attention(*operands, normalizer is not None, epsilon, layout),
-        tokens,
-        (names,) * len(tokens),
-        names,
+    operands = [x if x is None else x.reshape(len(x), -1, *x.shape[-2:]) for x in (q, k, v, *pair)]
+    attend = lambda *operands: tpu.linear_attention(*operands, normalizer is not None, epsilon, tiles)  # noqa: E731
+    return over_mesh(attend, operands, (TOKENS,) * len(operands), TOKENS, axes).reshape(q.shape)
+
+
+def _causal(q, k, v, log_decay, state, chunks, axes):
+    """The causal form, by the TPU's kernel."""
+    names_of_state, names_of_decay = ("batch", "heads", None, None), ("batch", None, "heads")
+    if log_decay is not None and log_decay.ndim == 1:
+        log_decay = jnp.broadcast_to(log_decay, (1, *q.shape[1:3]))
+        names_of_decay = (None, None, "heads")
+    with_state = lambda out, state: (out, state) if chunks.returns_state else out  # noqa: E731
+    return over_mesh(
+        lambda *operands: with_state(*tpu_causal.linear_attention(*operands, chunks)),
+        (q, k, v, log_decay, state),
+        (TOKENS, TOKENS, TOKENS, names_of_decay, names_of_state),
+        [TOKENS, names_of_state] if chunks.returns_state else TOKENS,
         axes,
     )
-    return out.reshape(q.shape)
 
 
 def _check_operands(q, k, v, causal):

@@ -18,6 +18,18 @@ def rows(heads):
     return min(math.lcm(LANES, heads.head_dim), heads.lanes)
 
 
+def tokens(ref, first, count):
+    """A block of tokens that are to be summed, from `first` on.
+
+    What lies beyond `count` tokens, where a block holds anything, is zero; None where the block does not reach there.
+    """
+    x = ref[...]
+    if count is None:
+        return x
+    token = first + jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
+    return jnp.where(token < count, x.astype(jnp.float32), 0.0).astype(x.dtype)
+
+
 def add(heads, state, a, b):
     """Adds a^T b over the tokens to a state in VMEM, other heads' products too, which `keep_own` removes."""
     for size, lanes in _parts(heads):
@@ -34,6 +46,12 @@ def apply(heads, a, state, transposed=False):
     """a times a state, [n, N, lanes] float32; or times its transpose."""
     contract = ((2,), (2 if transposed else 1,))
     return _concatenate(product(a[:, :, lanes], state[:, :size, lanes], contract) for size, lanes in _parts(heads))
+
+
+def inner(heads, a, b):
+    """The sum of a times b over the rows of two states, [n, 1, lanes]; a short part's unused rows hold anything."""
+    parts = _parts(heads)
+    return _concatenate((a[:, :size, lanes] * b[:, :size, lanes]).sum(1, keepdims=True) for size, lanes in parts)
 
 
 def head_sum(heads, x, dtype):
@@ -58,6 +76,21 @@ def product(a, b, contract):
     if a.dtype == jnp.float32:
         return sum(dot(half, b, contract, batch) for half in _halves(a))
     return sum(dot(a, half, contract, batch) for half in _halves(b))
+
+
+def stack(heads, state):
+    """The heads' own states [n, head_dim, lanes] of a state that has nothing else."""
+    dim = heads.head_dim
+    return _concatenate(
+        sum(state[:, start : start + dim, lanes] for start in range(0, size, dim)) for size, lanes in _parts(heads)
+    )
+
+
+def unstack(heads, stacked, state):
+    """The inverse of `stack`, into a state in VMEM."""
+    for size, lanes in _parts(heads):
+        state[:, :size, lanes] = jnp.concatenate([stacked[:, :, lanes]] * (size // heads.head_dim), 1)
+    keep_own(heads, state)
 
 
 def _halves(x):

@@ -11,7 +11,6 @@ TILE = (
 )  # elements of a tensor's block: 1,024 tokens of 128 lanes, of which ten blocks twice take 10 MiB in float32
 IMAGES = 8  # of a step, at most: more spill registers
 SUBLANES = 16  # tokens of a register of bfloat16, of which a block of some of the tokens is a multiple
-LANES = 1024  # channels of a step, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,29 +74,3 @@ class TokenTiles:
             return (images, place, group)
 
         return index
-
-
-def refusal(q, k, v, shape, *, causal, normalizer, epsilon, other):
-    """Why the kernel does not take a call, or None where it does.
-
-    Args:
-      q, k, v: arrays or shapes [B, *spatial, heads, head_dim].
-      shape: q's on one device.
-      causal, normalizer, epsilon: as the public function takes them.
-      other: names of what else is used and only XLA has.
-    """
-    if causal:
-        return "causal: through XLA only"
-    if other:
-        return f"{', '.join(other)}: through XLA only"
-    if k.shape != q.shape or v.shape != q.shape:
-        return "k and v must have q's heads and head_dim"
-    pair = normalizer if isinstance(normalizer, (tuple, list)) else ()
-    if q.dtype not in (jnp.float32, jnp.bfloat16) or any(x.dtype != q.dtype for x in (k, v, *pair)):
-        return f"all operands must be bfloat16 or all float32, not {', '.join(str(x.dtype) for x in (q, k, v, *pair))}"
-    if not isinstance(epsilon, (int, float)):
-        return "epsilon must be a number"
-    heads = Heads(*shape[-2:])
-    if heads.lanes > LANES:
-        return f"{heads.count} heads of {heads.head_dim} do not divide into blocks of at most {LANES} channels"
-    return None

@@ -186,12 +186,7 @@ def _inverse(tiles, qn, total, epsilon):
 
 
 def _tokens(tiles, tile, ref):
-    """A tile of tokens that are to be summed: zero beyond the last, where a block holds anything."""
-    x = ref[...]
-    if not tiles.has_tail:
-        return x
-    token = tile * tiles.tile + jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
-    return jnp.where(token < tiles.tokens, x.astype(jnp.float32), 0.0).astype(x.dtype)
+    return packed_states.tokens(ref, tile * tiles.tile, tiles.tokens if tiles.has_tail else None)
 
 
 def _clear(*refs):

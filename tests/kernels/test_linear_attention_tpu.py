@@ -9,16 +9,17 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 from vision_jax.kernels import dispatch, explain, linear_attention
-from vision_jax.kernels.linear_attention import reference, token_tiles
+from vision_jax.kernels.linear_attention import chunks, reference, token_tiles
 from vision_jax.kernels.packed_heads import Heads
 
 import tpu as pod
+from vision_jax.errors import InputError
 from vision_jax.mesh import make_mesh
 
 pytestmark = pytest.mark.heavy
 
 
-def call(batch=1, tokens=(5, 7), heads=4, head_dim=32, normalizer=None, **options):
+def call(batch=1, tokens=(5, 7), heads=4, head_dim=32, normalizer=None, decay=None, state=False, **options):
     """(arrays by name, options) of a call, float32; features of a normaliser are positive."""
     rng = np.random.default_rng(0)
     shape = (batch, *(tokens if isinstance(tokens, tuple) else (tokens,)), heads, head_dim)
@@ -28,6 +29,11 @@ def call(batch=1, tokens=(5, 7), heads=4, head_dim=32, normalizer=None, **option
         arrays["normalizer"] = (np.abs(rng.normal(size=shape)), np.abs(rng.normal(size=shape)))
     elif normalizer:
         options["normalizer"] = True
+    if decay is not None:
+        of_decay = {"head": (heads,), "token": shape[:-1]}[decay]
+        arrays["log_decay"] = -rng.exponential(size=of_decay) * rng.choice([0.01, 1.0, 10.0], size=of_decay)
+    if state:
+        arrays["initial_state"] = rng.normal(size=(batch, heads, head_dim, head_dim))
     return jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), arrays), options
 
 
@@ -45,13 +51,26 @@ CALLS = {
     "several tiles": call(batch=2, tokens=96, normalizer="pair"),
     "a tail": call(tokens=75, heads=8, normalizer=True, epsilon=1e-3),
     "a tail, not normalised": call(batch=2, tokens=75, heads=2),
+    "causal": call(batch=2, tokens=64, heads=8, causal=True),
+    "a decay a head, state in and out": call(
+        batch=2, tokens=75, decay="head", state=True, return_state=True, causal=True
+    ),
+    "a decay a token, state in and out, reversed": call(
+        batch=2, tokens=75, heads=8, decay="token", state=True, return_state=True, causal=True, reverse=True
+    ),
+    "a decay a token, one chunk": call(tokens=17, heads=3, decay="token", causal=True),
+    "causal, heads across registers": call(
+        tokens=40, heads=8, head_dim=48, decay="token", return_state=True, causal=True
+    ),
+    "causal, no whole register": call(tokens=33, heads=5, decay="head", state=True, causal=True, reverse=True),
 }
 
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    """Tiles of at most 64 tokens of 128 lanes, for few tokens to take several."""
+    """Tiles of at most 64 tokens of 128 lanes, and chunks of 32, for few tokens to take several."""
     monkeypatch.setattr(token_tiles, "TILE", 64 * 128)
+    monkeypatch.setattr(chunks, "CHUNK", 32)
 
 
 def close(ours, theirs, tolerance):
@@ -65,13 +84,12 @@ def close(ours, theirs, tolerance):
 @pytest.mark.parametrize("name", CALLS)
 def test_the_kernel_equals_the_xla_path(name):
     arrays, options = CALLS[name]
-    weight = jnp.asarray(np.random.default_rng(1).normal(size=arrays["q"].shape), jnp.float32)
 
     def run(implementation):
         @jax.jit
         def run(arrays):
             out, pull = jax.vjp(lambda arrays: attend(arrays, options, implementation), arrays)
-            return out, pull(weight)[0]
+            return out, pull(jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size).reshape(x.shape)), out))[0]
 
         return run(arrays)
 
@@ -82,12 +100,13 @@ def test_the_kernel_equals_the_xla_path(name):
 
 
 @pytest.mark.usefixtures("small_tiles")
-def test_no_race_between_phases():
+@pytest.mark.parametrize("name", ["a tail", "a decay a head, state in and out"])
+def test_no_race_between_steps(name):
     """Buffers are those of a device here, and what nobody wrote is NaN: past the tail too."""
-    arrays, options = CALLS["a tail"]
+    arrays, options = CALLS[name]
 
     def total(arrays, implementation):
-        return (attend(arrays, options, implementation) ** 2).sum()
+        return sum((x**2).sum() for x in jax.tree.leaves(attend(arrays, options, implementation)))
 
     with dispatch.interpreted(pltpu.InterpretParams(detect_races=True)):
         gradients = jax.jit(jax.grad(total), static_argnums=1)(arrays, "tpu")
@@ -112,10 +131,12 @@ def test_blocks_are_fetched_no_more_than_needed():
     assert fetches(1, 0, 1) == 2 * steps
 
 
-@pytest.mark.parametrize("normalizer", [None, True, "pair"])
-def test_bfloat16_is_as_near_as_the_xla_path(normalizer):
+@pytest.mark.parametrize(
+    "changed", [{}, dict(normalizer=True), dict(normalizer="pair"), dict(causal=True, decay="token")]
+)
+def test_bfloat16_is_as_near_as_the_xla_path(changed):
     """Output and gradients; those of the definition are the XLA path's in float64, which equals it."""
-    arrays, options = call(batch=2, tokens=196, normalizer=normalizer)
+    arrays, options = call(tokens=196, **changed)
     narrow = jax.tree.map(lambda a: a.astype(jnp.bfloat16), arrays)
     weight = jnp.asarray(np.random.default_rng(1).normal(size=arrays["q"].shape), jnp.bfloat16)
 
@@ -151,13 +172,34 @@ def test_a_divisor_of_zero_gives_zero_and_passes_no_gradient():
     assert all(np.isfinite(gradient).all() for gradient in gradients.values())
 
 
-MESH_CALLS = {"normalised": call(batch=4, heads=8, head_dim=16, normalizer="pair")}
+@pytest.mark.parametrize("reverse", [False, True])
+def test_extreme_decays(reverse):
+    """Nothing kept, everything kept, and a thousand nats before tokens that keep: nothing cancels, nothing is NaN."""
+    arrays, options = call(tokens=140, heads=2, head_dim=8, decay="token", causal=True, reverse=reverse)
+    decay = np.random.default_rng(2).choice([0.0, -0.05, -1e-3, -1e3, -1e4, -np.inf], size=(1, 140, 2))
+    arrays["log_decay"] = jnp.asarray(decay, jnp.float32)
+    numbers = jax.tree.map(np.asarray, arrays)
+    total = lambda arrays, implementation: (attend(arrays, options, implementation) ** 2).sum()  # noqa: E731
+    with dispatch.interpreted():
+        out = attend(arrays, options, "tpu")
+        gradients = jax.jit(jax.grad(total), static_argnums=1)(arrays, "tpu")
+    np.testing.assert_allclose(out, reference.linear_attention(**numbers, **options)[0], rtol=1e-5, atol=1e-5)
+    close(gradients, jax.jit(jax.grad(total), static_argnums=1)(arrays, "xla"), 1e-4)
+
+
+MESH_CALLS = {
+    "normalised": call(batch=4, heads=8, head_dim=16, normalizer="pair"),
+    "a decay a head": call(batch=4, tokens=12, heads=8, head_dim=16, decay="head", causal=True),
+    "a decay a token, a state": call(
+        batch=4, tokens=12, heads=8, head_dim=16, decay="token", state=True, return_state=True, causal=True
+    ),
+}
 
 
 @pytest.mark.parametrize("name", MESH_CALLS)
 def test_a_mesh_splits_batch_and_heads(name):
     arrays, options = MESH_CALLS[name]
-    total = lambda arrays: (attend(arrays, options, "tpu") ** 2).sum()  # noqa: E731
+    total = lambda arrays: sum((x**2).sum() for x in jax.tree.leaves(attend(arrays, options, "tpu")))  # noqa: E731
     with dispatch.interpreted():
         expected = jax.jit(jax.grad(total))(arrays)
         with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
@@ -180,6 +222,29 @@ def test_the_compilers_take_it(generation):
     step = functools.partial(gradient, normalizer=True)
     compiled = pod.compile_for(pod.mesh(generation), step, *shapes(2, 196, 4, 32, jnp.bfloat16))
     assert "linear_attention_backward" in compiled.as_text()
+
+
+def causal_gradient(q, k, v, log_decay, state, **options):
+    def total(*operands):
+        q, k, v, log_decay, state = operands
+        options_of_state = dict(initial_state=state, return_state=state is not None)
+        out = linear_attention(q, k, v, log_decay=log_decay, causal=True, **options_of_state, **options)
+        return sum(x.astype(jnp.float32).sum() for x in jax.tree.leaves(out))
+
+    return jax.value_and_grad(total, range(5))(q, k, v, log_decay, state)
+
+
+def causal_shapes(batch, tokens, heads, head_dim, dtype):
+    decay = jax.ShapeDtypeStruct((batch, tokens, heads), jnp.float32)
+    state = jax.ShapeDtypeStruct((batch, heads, head_dim, head_dim), jnp.float32)
+    return [*shapes(batch, tokens, heads, head_dim, dtype), decay, state]
+
+
+@pytest.mark.parametrize("generation", pod.GENERATIONS)
+def test_the_compilers_take_the_causal_form(generation):
+    operands = causal_shapes(2, 197, 4, 32, jnp.bfloat16)
+    compiled = pod.compile_for(pod.mesh(generation), causal_gradient, *operands)
+    assert "causal_linear_attention_backward" in compiled.as_text()
 
 
 STAGES = {  # (tokens, heads, head_dim): of models at 224 pixels, odd counts of tokens, and long rows
@@ -225,6 +290,31 @@ def test_a_normalizer_of_its_own_compiles(stage, generation):
         pod.compile_for(pod.mesh(generation), step, *operands, *operands[:2])
 
 
+CAUSAL_STAGES = ["vir small", "vir base", "l2vit 2", "4,096 of 32", "4,096 of 64", "65,536 of 32", "l2vit 4"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("generation", pod.GENERATIONS)
+@pytest.mark.parametrize("stage", [*CAUSAL_STAGES, "heads across registers"])
+def test_causal_stages_compile(stage, generation):
+    for dtype in (jnp.bfloat16, jnp.float32):
+        for reverse in (False, True):
+            step = functools.partial(causal_gradient, reverse=reverse, implementation="tpu")
+            pod.compile_for(pod.mesh(generation), step, *causal_shapes(8, *STAGES[stage], dtype))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("generation", pod.GENERATIONS)
+@pytest.mark.parametrize("stage", ["vir small", "l2vit 1"])
+def test_causal_stages_with_a_decay_a_head_or_none_compile(stage, generation):
+    for dtype in (jnp.bfloat16, jnp.float32):
+        q, k, v = shapes(8, *STAGES[stage], dtype)
+        decay = jax.ShapeDtypeStruct(q.shape[2:3], jnp.float32)
+        step = functools.partial(causal_gradient, state=None, implementation="tpu")
+        pod.compile_for(pod.mesh(generation), step, q, k, v, decay)
+        pod.compile_for(pod.mesh(generation), functools.partial(step, log_decay=None), q, k, v)
+
+
 def test_a_pod_needs_no_collective_on_a_map():
     """A block with its projections, forward and gradient, over fsdp and tensor: maps stay where they are."""
     heads, head_dim, C = 16, 32, 512
@@ -234,6 +324,8 @@ def test_a_pod_needs_no_collective_on_a_map():
     def block(x, qkv, out):
         q, k, v = (jnp.einsum("bhwc,cnd->bhwnd", x, qkv[:, i]) for i in range(3))
         y = linear_attention(jnp.exp(q), jnp.exp(k), v, normalizer=True)
+        rows = [x.reshape(len(x), -1, *x.shape[3:]) for x in (y, k, v)]
+        y = linear_attention(*rows, log_decay=-jnp.arange(1.0, heads + 1), causal=True).reshape(y.shape)
         return jnp.einsum("bhwnd,ndc->bhwc", y, out)
 
     def step(*arrays):
@@ -241,7 +333,8 @@ def test_a_pod_needs_no_collective_on_a_map():
 
     specs = [P("fsdp"), P(None, None, "tensor"), P("tensor")]
     text = pod.compile_for(pod.mesh("v5e:4x4", fsdp=4, tensor=4), step, x, *weights, specs=specs).as_text()
-    assert "linear_attention_backward" in text
+    assert "%linear_attention_backward" in text
+    assert "%causal_linear_attention_backward" in text
     assert not [line for line in text.splitlines() if " all-gather" in line or " all-to-all" in line]
 
 
@@ -254,10 +347,17 @@ def test_explain_says_why_xla_runs():
 
     assert refused() == ""
     assert refused(normalizer=True, epsilon=1e-6) == ""
-    assert "return_state" in refused(return_state=True)
+    assert "a state without causal" in refused(return_state=True)
     assert "q's heads and head_dim" in refused(key_heads=2)
     assert "blocks of at most 1024" in refused(heads=13, head_dim=80)
-    assert "causal" in refused(causal=True)
+    assert refused(causal=True, reverse=True, return_state=True) == ""
+    assert "causal with a normalizer" in refused(causal=True, normalizer=True)
+    assert "decays of single channels" in refused(causal=True, log_decay=np.zeros((2, 64, 4, 32)))
+    assert "chunk_size=32: the kernel's is 128" in refused(causal=True, chunk_size=32)
+    assert "no multiple of 8" in refused(causal=True, head_dim=4)
+    wide = functools.partial(linear_attention, implementation="tpu")
+    with jax.enable_x64(True), dispatch.interpreted(), pytest.raises(InputError, match="all operands must be bfloat16"):
+        wide(*[jnp.ones((1, 2, 1, 8), jnp.float64)] * 3)
 
 
 def test_the_residuals_are_the_operands():
@@ -266,3 +366,12 @@ def test_the_residuals_are_the_operands():
         _, pull = jax.vjp(lambda arrays: attend(arrays, options, "tpu"), arrays)
     kept = [leaf for leaf in jax.tree.leaves(pull) if hasattr(leaf, "shape")]
     assert sum(leaf.size for leaf in kept) <= 3 * arrays["q"].size
+
+
+def test_what_the_causal_form_keeps():
+    """Beside the operands the state before each chunk: head_dim rows of all channels for 128 tokens."""
+    arrays, options = call(tokens=512, heads=8, decay="token", causal=True)
+    with dispatch.interpreted():
+        kept = jax.eval_shape(lambda arrays: jax.vjp(lambda arrays: attend(arrays, options, "tpu"), arrays)[1], arrays)
+    states = 4 * 32 * 8 * 32
+    assert sum(leaf.size for leaf in jax.tree.leaves(kept) if leaf.ndim) == 3 * arrays["q"].size + 512 * 8 + states
