@@ -5,6 +5,7 @@ from vision_jax.kernels.linear_attention.chunks import CHUNK
 from vision_jax.kernels.packed_heads import Heads
 
 LANES = 1024  # channels of a step, at most
+HEADS = 16  # of a step of the causal form, at most: each is a piece of the program
 SUBLANES = 8  # rows of a register
 
 
@@ -37,6 +38,8 @@ def _causal(heads, log_decay, normalizer, chunk_size):
         return f"chunk_size={chunk_size}: the kernel's is {CHUNK}"
     if heads.head_dim % SUBLANES:
         return f"causal with head_dim={heads.head_dim}, no multiple of {SUBLANES}: through XLA only"
+    if heads.in_step > HEADS:
+        return f"causal with {heads.in_step} heads in a block of {heads.lanes} channels, more than {HEADS}"
     return None
 
 
@@ -44,5 +47,5 @@ def _global(epsilon, has_state):
     if has_state:
         return "a state without causal: through XLA only"
     if not isinstance(epsilon, (int, float)):
-        return "epsilon must be a number"
+        return f"epsilon must be a Python number, not {type(epsilon).__name__}"
     return None

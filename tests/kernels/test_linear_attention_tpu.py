@@ -347,6 +347,7 @@ def test_explain_says_why_xla_runs():
 
     assert refused() == ""
     assert refused(normalizer=True, epsilon=1e-6) == ""
+    assert "epsilon must be a Python number" in refused(normalizer=True, epsilon=np.ones(()))
     assert "a state without causal" in refused(return_state=True)
     assert "q's heads and head_dim" in refused(key_heads=2)
     assert "blocks of at most 1024" in refused(heads=13, head_dim=80)
@@ -354,6 +355,7 @@ def test_explain_says_why_xla_runs():
     assert "causal with a normalizer" in refused(causal=True, normalizer=True)
     assert "decays of single channels" in refused(causal=True, log_decay=np.zeros((2, 64, 4, 32)))
     assert "chunk_size=32: the kernel's is 128" in refused(causal=True, chunk_size=32)
+    assert "18 heads in a block of 576 channels" in refused(causal=True, heads=18)
     assert "no multiple of 8" in refused(causal=True, head_dim=4)
     wide = functools.partial(linear_attention, implementation="tpu")
     with jax.enable_x64(True), dispatch.interpreted(), pytest.raises(InputError, match="all operands must be bfloat16"):
