@@ -53,7 +53,7 @@ def over_mesh(f, operands, names, out_names, axes):
       f: a function of the operands' parts.
       operands: arrays, or None where an optional one is absent.
       names: for each operand the names of its dimensions: "batch", "heads", or None for one that is kept whole.
-      out_names: the same for the result.
+      out_names: the same for the result, or a list of them for a tuple of results.
       axes: from `split_axes`.
 
     Returns:
@@ -74,7 +74,7 @@ def over_mesh(f, operands, names, out_names, axes):
     return jax.shard_map(
         part,
         in_specs=tuple(spec(n) for n, there in zip(names, present, strict=True) if there),
-        out_specs=spec(out_names),
+        out_specs=tuple(map(spec, out_names)) if isinstance(out_names, list) else spec(out_names),
         axis_names=free,
         check_vma=False,  # a Pallas call does not say over which axes its result varies
     )(*(operand for operand in operands if operand is not None))

@@ -1,16 +1,25 @@
 """Linear attention: a state that sums keys times values stands for all the tokens it has seen."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from vision_jax.kernels.linear_attention import xla
+from vision_jax.kernels import dispatch
+from vision_jax.kernels.linear_attention import fast_path, tpu, tpu_causal, xla
+from vision_jax.kernels.linear_attention.chunks import Chunks
+from vision_jax.kernels.linear_attention.token_tiles import TokenTiles
+from vision_jax.kernels.over_mesh import local_shape, over_mesh, split_axes
+from vision_jax.kernels.packed_heads import Heads
 
 from vision_jax.errors import InputError
+
+TOKENS = ("batch", None, "heads", None)  # what splits the dimensions of tokens on a mesh
 
 
 def linear_attention(
     q, k, v, *, log_decay=None, causal=False, reverse=False, normalizer=None, epsilon=0.0, initial_state=None,
-    return_state=False, chunk_size=None,
+    return_state=False, chunk_size=None, implementation=None,
 ):  # fmt: skip
     """Attention without softmax, at a cost linear in the tokens (Katharopoulos et al., 2020, arXiv:2006.16236).
 
@@ -38,13 +47,16 @@ def linear_attention(
       initial_state: the state before the first token (the last, if reversed), [B, heads, head_dim, value_dim]; with a
         normalizer a pair of that and the sum of the keys [B, heads, head_dim].
       return_state: return the state after the last token (the first, if reversed) too, in the form of initial_state.
-      chunk_size: tokens whose pairs are formed at once in the causal form; None is 128. Results do not depend on it.
+      chunk_size: tokens whose pairs are formed at once in the causal form; None is 128 in XLA. Results do not depend on it.
+      implementation: "xla" or "tpu"; None is the kernel of the device where it takes the call, else XLA
+        (`vision_jax.kernels.explain` says which and why).
 
     Returns:
       [B, N, heads, value_dim] (or with q's spatial axes) in v's dtype; or (that, state). States are at least float32.
 
     Raises:
-      InputError: shapes or options that do not fit together; a decay known to be positive.
+      InputError: shapes or options that do not fit together; a decay known to be positive; an implementation that
+        cannot run.
     """
     _check_operands(q, k, v, causal)
     _check_options(causal, log_decay=log_decay, reverse=reverse or None, chunk_size=chunk_size)
@@ -53,11 +65,48 @@ def linear_attention(
     _check_decay(q, log_decay)
     _check_normalizer(q, k, normalizer, epsilon)
     _check_state(q, v, normalizer, initial_state)
-    out, state = xla.linear_attention(
-        q, k, v, log_decay=log_decay, causal=causal, reverse=reverse, normalizer=normalizer, epsilon=epsilon,
-        initial_state=initial_state, chunk_size=chunk_size,
+    names = ("batch", *(None,) * (q.ndim - 3), "heads", None)
+    axes = split_axes({"batch": [len(q)], "heads": [x.shape[-2] for x in (q, k, v)]})
+    local = local_shape(q.shape, names, axes)
+    refused = fast_path.refusal(
+        q, k, v, local, causal=causal, log_decay=log_decay, normalizer=normalizer, epsilon=epsilon,
+        has_state=initial_state is not None or return_state, chunk_size=chunk_size,
     )  # fmt: skip
-    return (out, state) if return_state else out
+    chosen = dispatch.choose("linear_attention", local, implementation, {"tpu": refused})
+    if chosen == "xla":
+        out, state = xla.linear_attention(
+            q, k, v, log_decay=log_decay, causal=causal, reverse=reverse, normalizer=normalizer, epsilon=epsilon,
+            initial_state=initial_state, chunk_size=chunk_size,
+        )  # fmt: skip
+        return (out, state) if return_state else out
+    layout = local[0], math.prod(local[1:-2]), Heads(*local[-2:])
+    if causal:
+        return _causal(q, k, v, log_decay, initial_state, Chunks(*layout, bool(reverse), bool(return_state)), axes)
+    return _global(q, k, v, normalizer, epsilon, TokenTiles(*layout), axes)
+
+
+def _global(q, k, v, normalizer, epsilon, tiles, axes):
+    """Where every token sees all, by the TPU's kernel."""
+    pair = normalizer if isinstance(normalizer, (tuple, list)) else (None, None)
+    operands = [x if x is None else x.reshape(len(x), -1, *x.shape[-2:]) for x in (q, k, v, *pair)]
+    attend = lambda *operands: tpu.linear_attention(*operands, normalizer is not None, epsilon, tiles)  # noqa: E731
+    return over_mesh(attend, operands, (TOKENS,) * len(operands), TOKENS, axes).reshape(q.shape)
+
+
+def _causal(q, k, v, log_decay, state, chunks, axes):
+    """The causal form, by the TPU's kernel."""
+    names_of_state, names_of_decay = ("batch", "heads", None, None), ("batch", None, "heads")
+    if log_decay is not None and log_decay.ndim == 1:
+        log_decay = jnp.broadcast_to(log_decay, (1, *q.shape[1:3]))
+        names_of_decay = (None, None, "heads")
+    with_state = lambda out, state: (out, state) if chunks.returns_state else out  # noqa: E731
+    return over_mesh(
+        lambda *operands: with_state(*tpu_causal.linear_attention(*operands, chunks)),
+        (q, k, v, log_decay, state),
+        (TOKENS, TOKENS, TOKENS, names_of_decay, names_of_state),
+        [TOKENS, names_of_state] if chunks.returns_state else TOKENS,
+        axes,
+    )
 
 
 def _check_operands(q, k, v, causal):

@@ -1,0 +1,51 @@
+"""Which calls the TPU kernels take."""
+
+import jax.numpy as jnp
+from vision_jax.kernels.linear_attention.chunks import CHUNK
+from vision_jax.kernels.packed_heads import Heads
+
+LANES = 1024  # channels of a step, at most
+HEADS = 16  # of a step of the causal form, at most: each is a piece of the program
+SUBLANES = 8  # rows of a register
+
+
+def refusal(q, k, v, shape, *, causal, log_decay, normalizer, epsilon, has_state, chunk_size):
+    """Why the kernels do not take a call, or None where one does.
+
+    Args:
+      q, k, v: arrays or shapes [B, *spatial, heads, head_dim].
+      shape: q's on one device.
+      causal, log_decay, normalizer, epsilon, chunk_size: as the public function takes them.
+      has_state: whether a state enters or is returned.
+    """
+    if k.shape != q.shape or v.shape != q.shape:
+        return "k and v must have q's heads and head_dim"
+    pair = normalizer if isinstance(normalizer, (tuple, list)) else ()
+    if q.dtype not in (jnp.float32, jnp.bfloat16) or any(x.dtype != q.dtype for x in (k, v, *pair)):
+        return f"all operands must be bfloat16 or all float32, not {', '.join(str(x.dtype) for x in (q, k, v, *pair))}"
+    heads = Heads(*shape[-2:])
+    if heads.lanes > LANES:
+        return f"{heads.count} heads of {heads.head_dim} do not divide into blocks of at most {LANES} channels"
+    return _causal(heads, log_decay, normalizer, chunk_size) if causal else _global(epsilon, has_state)
+
+
+def _causal(heads, log_decay, normalizer, chunk_size):
+    if normalizer is not None:
+        return "causal with a normalizer: through XLA only"
+    if log_decay is not None and log_decay.ndim == 4:
+        return "decays of single channels: through XLA only"
+    if chunk_size not in (None, CHUNK):
+        return f"chunk_size={chunk_size}: the kernel's is {CHUNK}"
+    if heads.head_dim % SUBLANES:
+        return f"causal with head_dim={heads.head_dim}, no multiple of {SUBLANES}: through XLA only"
+    if heads.in_step > HEADS:
+        return f"causal with {heads.in_step} heads in a block of {heads.lanes} channels, more than {HEADS}"
+    return None
+
+
+def _global(epsilon, has_state):
+    if has_state:
+        return "a state without causal: through XLA only"
+    if not isinstance(epsilon, (int, float)):
+        return f"epsilon must be a Python number, not {type(epsilon).__name__}"
+    return None

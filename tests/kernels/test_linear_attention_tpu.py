@@ -1,0 +1,379 @@
+"""The TPU kernels: against the XLA path in Pallas's interpreter, and through the compilers of three generations."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import PartitionSpec as P
+from vision_jax.kernels import dispatch, explain, linear_attention
+from vision_jax.kernels.linear_attention import chunks, reference, token_tiles
+from vision_jax.kernels.packed_heads import Heads
+
+import tpu as pod
+from vision_jax.errors import InputError
+from vision_jax.mesh import make_mesh
+
+pytestmark = pytest.mark.heavy
+
+
+def call(batch=1, tokens=(5, 7), heads=4, head_dim=32, normalizer=None, decay=None, state=False, **options):
+    """(arrays by name, options) of a call, float32; features of a normaliser are positive."""
+    rng = np.random.default_rng(0)
+    shape = (batch, *(tokens if isinstance(tokens, tuple) else (tokens,)), heads, head_dim)
+    feature = lambda: np.abs(rng.normal(size=shape)) if normalizer else rng.normal(size=shape)  # noqa: E731
+    arrays = dict(q=feature(), k=feature(), v=rng.normal(size=shape))
+    if normalizer == "pair":
+        arrays["normalizer"] = (np.abs(rng.normal(size=shape)), np.abs(rng.normal(size=shape)))
+    elif normalizer:
+        options["normalizer"] = True
+    if decay is not None:
+        of_decay = {"head": (heads,), "token": shape[:-1]}[decay]
+        arrays["log_decay"] = -rng.exponential(size=of_decay) * rng.choice([0.01, 1.0, 10.0], size=of_decay)
+    if state:
+        arrays["initial_state"] = rng.normal(size=(batch, heads, head_dim, head_dim))
+    return jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), arrays), options
+
+
+def attend(arrays, options, implementation):
+    return linear_attention(**arrays, **options, implementation=implementation)
+
+
+CALLS = {
+    "two images a step": call(batch=2, normalizer=True, epsilon=0.1),
+    "two blocks of lanes, a pair": call(tokens=24, heads=8, normalizer="pair", epsilon=0.1),
+    "not normalised": call(tokens=(3, 11), heads=3),
+    "a block that is no whole register": call(tokens=16, heads=6, normalizer=True),
+    "heads across registers": call(tokens=9, heads=8, head_dim=48, normalizer=True),
+    "wide heads": call(tokens=9, heads=2, head_dim=160, normalizer="pair"),
+    "several tiles": call(batch=2, tokens=96, normalizer="pair"),
+    "a tail": call(tokens=75, heads=8, normalizer=True, epsilon=1e-3),
+    "a tail, not normalised": call(batch=2, tokens=75, heads=2),
+    "causal": call(batch=2, tokens=64, heads=8, causal=True),
+    "a decay a head, state in and out": call(
+        batch=2, tokens=75, decay="head", state=True, return_state=True, causal=True
+    ),
+    "a decay a token, state in and out, reversed": call(
+        batch=2, tokens=75, heads=8, decay="token", state=True, return_state=True, causal=True, reverse=True
+    ),
+    "a decay a token, one chunk": call(tokens=17, heads=3, decay="token", causal=True),
+    "causal, heads across registers": call(
+        tokens=40, heads=8, head_dim=48, decay="token", return_state=True, causal=True
+    ),
+    "causal, no whole register": call(tokens=33, heads=5, decay="head", state=True, causal=True, reverse=True),
+}
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Tiles of at most 64 tokens of 128 lanes, and chunks of 32, for few tokens to take several."""
+    monkeypatch.setattr(token_tiles, "TILE", 64 * 128)
+    monkeypatch.setattr(chunks, "CHUNK", 32)
+
+
+def close(ours, theirs, tolerance):
+    """Within `tolerance` of every number and of the largest."""
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, atol=tolerance * max(1, np.abs(b).max()), rtol=tolerance)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("name", CALLS)
+def test_the_kernel_equals_the_xla_path(name):
+    arrays, options = CALLS[name]
+
+    def run(implementation):
+        @jax.jit
+        def run(arrays):
+            out, pull = jax.vjp(lambda arrays: attend(arrays, options, implementation), arrays)
+            return out, pull(jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size).reshape(x.shape)), out))[0]
+
+        return run(arrays)
+
+    with dispatch.interpreted():
+        (out, gradients), (expected, theirs) = run("tpu"), run("xla")
+    close(out, expected, 1e-5)
+    close(gradients, theirs, 1e-4)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("name", ["a tail", "a decay a head, state in and out"])
+def test_no_race_between_steps(name):
+    """Buffers are those of a device here, and what nobody wrote is NaN: past the tail too."""
+    arrays, options = CALLS[name]
+
+    def total(arrays, implementation):
+        return sum((x**2).sum() for x in jax.tree.leaves(attend(arrays, options, implementation)))
+
+    with dispatch.interpreted(pltpu.InterpretParams(detect_races=True)):
+        gradients = jax.jit(jax.grad(total), static_argnums=1)(arrays, "tpu")
+    close(gradients, jax.jit(jax.grad(total), static_argnums=1)(arrays, "xla"), 1e-4)
+    from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+
+    assert not interpret_pallas_call.races.races_found
+
+
+def test_blocks_are_fetched_no_more_than_needed():
+    """Once for each phase that reads them, wherever the index changes in the order of the grid."""
+    tiles = token_tiles.TokenTiles(2, 5000, Heads(8, 32))
+
+    def fetches(*used):
+        grid, index = np.ndindex(tiles.grid(len(used))), tiles.block_index(used)
+        places = [tuple(map(int, index(*at))) for at in grid]
+        return sum(here != before for here, before in zip(places, [None, *places], strict=False))
+
+    steps = tiles.heads.steps * tiles.batch // tiles.step_images * tiles.tiles
+    assert tiles.tiles > 2
+    assert fetches(0, 1) == fetches(1, 0) == fetches(0, 1, 0) == fetches(0, 0, 1) == steps
+    assert fetches(1, 0, 1) == 2 * steps
+
+
+@pytest.mark.parametrize(
+    "changed", [{}, dict(normalizer=True), dict(normalizer="pair"), dict(causal=True, decay="token")]
+)
+def test_bfloat16_is_as_near_as_the_xla_path(changed):
+    """Output and gradients; those of the definition are the XLA path's in float64, which equals it."""
+    arrays, options = call(tokens=196, **changed)
+    narrow = jax.tree.map(lambda a: a.astype(jnp.bfloat16), arrays)
+    weight = jnp.asarray(np.random.default_rng(1).normal(size=arrays["q"].shape), jnp.bfloat16)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def run(arrays, implementation):
+        out, pull = jax.vjp(lambda arrays: attend(arrays, options, implementation), arrays)
+        return jax.tree.leaves((out, pull(weight.astype(out.dtype))[0]))
+
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), narrow)
+        exact = jax.tree.map(np.asarray, run(wide, "xla"))
+    numbers = jax.tree.map(np.asarray, wide)
+    np.testing.assert_allclose(exact[0], reference.linear_attention(**numbers, **options)[0], rtol=1e-9, atol=1e-9)
+
+    def errors(implementation):
+        found = run(narrow, implementation)
+        return [np.sqrt(np.mean((np.asarray(a, np.float64) - b) ** 2)) for a, b in zip(found, exact, strict=True)]
+
+    with dispatch.interpreted():
+        for ours, theirs in zip(errors("tpu"), errors("xla"), strict=True):
+            assert ours < 1.5 * theirs
+
+
+def test_a_divisor_of_zero_gives_zero_and_passes_no_gradient():
+    arrays, options = call(normalizer=True)
+    arrays["q"] = arrays["q"].at[:, 2, 3].set(0)
+    with dispatch.interpreted():
+        out = attend(arrays, options, "tpu")
+        gradients = jax.grad(lambda arrays: attend(arrays, options, "tpu").sum())(arrays)
+    assert not out[:, 2, 3].any()
+    assert not gradients["q"][:, 2, 3].any()
+    assert out[:, 2, 4].any()
+    assert all(np.isfinite(gradient).all() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_extreme_decays(reverse):
+    """Nothing kept, everything kept, and a thousand nats before tokens that keep: nothing cancels, nothing is NaN."""
+    arrays, options = call(tokens=140, heads=2, head_dim=8, decay="token", causal=True, reverse=reverse)
+    decay = np.random.default_rng(2).choice([0.0, -0.05, -1e-3, -1e3, -1e4, -np.inf], size=(1, 140, 2))
+    arrays["log_decay"] = jnp.asarray(decay, jnp.float32)
+    numbers = jax.tree.map(np.asarray, arrays)
+    total = lambda arrays, implementation: (attend(arrays, options, implementation) ** 2).sum()  # noqa: E731
+    with dispatch.interpreted():
+        out = attend(arrays, options, "tpu")
+        gradients = jax.jit(jax.grad(total), static_argnums=1)(arrays, "tpu")
+    np.testing.assert_allclose(out, reference.linear_attention(**numbers, **options)[0], rtol=1e-5, atol=1e-5)
+    close(gradients, jax.jit(jax.grad(total), static_argnums=1)(arrays, "xla"), 1e-4)
+
+
+MESH_CALLS = {
+    "normalised": call(batch=4, heads=8, head_dim=16, normalizer="pair"),
+    "a decay a head": call(batch=4, tokens=12, heads=8, head_dim=16, decay="head", causal=True),
+    "a decay a token, a state": call(
+        batch=4, tokens=12, heads=8, head_dim=16, decay="token", state=True, return_state=True, causal=True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MESH_CALLS)
+def test_a_mesh_splits_batch_and_heads(name):
+    arrays, options = MESH_CALLS[name]
+    total = lambda arrays: sum((x**2).sum() for x in jax.tree.leaves(attend(arrays, options, "tpu")))  # noqa: E731
+    with dispatch.interpreted():
+        expected = jax.jit(jax.grad(total))(arrays)
+        with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
+            gradients = jax.jit(jax.grad(total))(arrays)
+    close(gradients, expected, 1e-4)
+
+
+def gradient(q, k, v, **options):
+    total = lambda *a: linear_attention(*a, **options).astype(jnp.float32).sum()  # noqa: E731
+    return jax.value_and_grad(total, (0, 1, 2))(q, k, v)
+
+
+def shapes(batch, tokens, heads, head_dim, dtype):
+    return [jax.ShapeDtypeStruct((batch, tokens, heads, head_dim), dtype)] * 3
+
+
+@pytest.mark.parametrize("generation", pod.GENERATIONS)
+def test_the_compilers_take_it(generation):
+    """A stage in bfloat16, forward and backward, chosen without being asked for."""
+    step = functools.partial(gradient, normalizer=True)
+    compiled = pod.compile_for(pod.mesh(generation), step, *shapes(2, 196, 4, 32, jnp.bfloat16))
+    assert "linear_attention_backward" in compiled.as_text()
+
+
+def causal_gradient(q, k, v, log_decay, state, **options):
+    def total(*operands):
+        q, k, v, log_decay, state = operands
+        options_of_state = dict(initial_state=state, return_state=state is not None)
+        out = linear_attention(q, k, v, log_decay=log_decay, causal=True, **options_of_state, **options)
+        return sum(x.astype(jnp.float32).sum() for x in jax.tree.leaves(out))
+
+    return jax.value_and_grad(total, range(5))(q, k, v, log_decay, state)
+
+
+def causal_shapes(batch, tokens, heads, head_dim, dtype):
+    decay = jax.ShapeDtypeStruct((batch, tokens, heads), jnp.float32)
+    state = jax.ShapeDtypeStruct((batch, heads, head_dim, head_dim), jnp.float32)
+    return [*shapes(batch, tokens, heads, head_dim, dtype), decay, state]
+
+
+@pytest.mark.parametrize("generation", pod.GENERATIONS)
+def test_the_compilers_take_the_causal_form(generation):
+    operands = causal_shapes(2, 197, 4, 32, jnp.bfloat16)
+    compiled = pod.compile_for(pod.mesh(generation), causal_gradient, *operands)
+    assert "causal_linear_attention_backward" in compiled.as_text()
+
+
+STAGES = {  # (tokens, heads, head_dim): of models at 224 pixels, odd counts of tokens, and long rows
+    "ravlt 1": (3136, 1, 64),
+    "ravlt 2": (784, 2, 64),
+    "ravlt 3": (196, 4, 64),
+    "ravlt 4": (49, 8, 64),
+    "l2vit 1": (3136, 3, 32),
+    "l2vit 2": (784, 6, 32),
+    "l2vit 3": (196, 12, 32),
+    "l2vit 4": (49, 24, 32),
+    "vir small": (197, 6, 64),
+    "vir base": (197, 12, 64),
+    "4,096 of 32": (4096, 4, 32),
+    "4,096 of 64": (4096, 8, 64),
+    "65,536 of 32": (65536, 4, 32),
+    "65,536 of 64": (65536, 2, 64),
+    "a tail": (4097, 4, 32),
+    "heads across registers": (784, 8, 48),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("generation", pod.GENERATIONS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_stages_of_models_compile(stage, generation):
+    for dtype in (jnp.bfloat16, jnp.float32):
+        for normalizer in (None, True):
+            step = functools.partial(gradient, normalizer=normalizer, implementation="tpu")
+            pod.compile_for(pod.mesh(generation), step, *shapes(8, *STAGES[stage], dtype))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("generation", pod.GENERATIONS)
+@pytest.mark.parametrize("stage", ["ravlt 1", "ravlt 4", "a tail"])
+def test_a_normalizer_of_its_own_compiles(stage, generation):
+    def step(q, k, v, qn, kn):
+        total = lambda q, k, v, *pair: linear_attention(q, k, v, normalizer=pair).astype(jnp.float32).sum()  # noqa: E731
+        return jax.grad(total, range(5))(q, k, v, qn, kn)
+
+    for dtype in (jnp.bfloat16, jnp.float32):
+        operands = shapes(8, *STAGES[stage], dtype)
+        pod.compile_for(pod.mesh(generation), step, *operands, *operands[:2])
+
+
+CAUSAL_STAGES = ["vir small", "vir base", "l2vit 2", "4,096 of 32", "4,096 of 64", "65,536 of 32", "l2vit 4"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("generation", pod.GENERATIONS)
+@pytest.mark.parametrize("stage", [*CAUSAL_STAGES, "heads across registers"])
+def test_causal_stages_compile(stage, generation):
+    for dtype in (jnp.bfloat16, jnp.float32):
+        for reverse in (False, True):
+            step = functools.partial(causal_gradient, reverse=reverse, implementation="tpu")
+            pod.compile_for(pod.mesh(generation), step, *causal_shapes(8, *STAGES[stage], dtype))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("generation", pod.GENERATIONS)
+@pytest.mark.parametrize("stage", ["vir small", "l2vit 1"])
+def test_causal_stages_with_a_decay_a_head_or_none_compile(stage, generation):
+    for dtype in (jnp.bfloat16, jnp.float32):
+        q, k, v = shapes(8, *STAGES[stage], dtype)
+        decay = jax.ShapeDtypeStruct(q.shape[2:3], jnp.float32)
+        step = functools.partial(causal_gradient, state=None, implementation="tpu")
+        pod.compile_for(pod.mesh(generation), step, q, k, v, decay)
+        pod.compile_for(pod.mesh(generation), functools.partial(step, log_decay=None), q, k, v)
+
+
+def test_a_pod_needs_no_collective_on_a_map():
+    """A block with its projections, forward and gradient, over fsdp and tensor: maps stay where they are."""
+    heads, head_dim, C = 16, 32, 512
+    weights = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((C, 3, heads, head_dim), (heads, head_dim, C))]
+    x = jax.ShapeDtypeStruct((8, 16, 16, C), jnp.bfloat16)
+
+    def block(x, qkv, out):
+        q, k, v = (jnp.einsum("bhwc,cnd->bhwnd", x, qkv[:, i]) for i in range(3))
+        y = linear_attention(jnp.exp(q), jnp.exp(k), v, normalizer=True)
+        rows = [x.reshape(len(x), -1, *x.shape[3:]) for x in (y, k, v)]
+        y = linear_attention(*rows, log_decay=-jnp.arange(1.0, heads + 1), causal=True).reshape(y.shape)
+        return jnp.einsum("bhwnd,ndc->bhwc", y, out)
+
+    def step(*arrays):
+        return jax.value_and_grad(lambda *a: block(*a).astype(jnp.float32).sum(), (0, 1, 2))(*arrays)
+
+    specs = [P("fsdp"), P(None, None, "tensor"), P("tensor")]
+    text = pod.compile_for(pod.mesh("v5e:4x4", fsdp=4, tensor=4), step, x, *weights, specs=specs).as_text()
+    assert "%linear_attention_backward" in text
+    assert "%causal_linear_attention_backward" in text
+    assert not [line for line in text.splitlines() if " all-gather" in line or " all-to-all" in line]
+
+
+def test_explain_says_why_xla_runs():
+    def refused(heads=4, head_dim=32, key_heads=None, **options):
+        q, k = (jax.ShapeDtypeStruct((2, 64, n, head_dim), jnp.bfloat16) for n in (heads, key_heads or heads))
+        with jax.set_mesh(pod.mesh("v5e")):
+            (choice,) = explain(functools.partial(linear_attention, **options), q, k, k)
+        return choice.refused.get("tpu", "")
+
+    assert refused() == ""
+    assert refused(normalizer=True, epsilon=1e-6) == ""
+    assert "epsilon must be a Python number" in refused(normalizer=True, epsilon=np.ones(()))
+    assert "a state without causal" in refused(return_state=True)
+    assert "q's heads and head_dim" in refused(key_heads=2)
+    assert "blocks of at most 1024" in refused(heads=13, head_dim=80)
+    assert refused(causal=True, reverse=True, return_state=True) == ""
+    assert "causal with a normalizer" in refused(causal=True, normalizer=True)
+    assert "decays of single channels" in refused(causal=True, log_decay=np.zeros((2, 64, 4, 32)))
+    assert "chunk_size=32: the kernel's is 128" in refused(causal=True, chunk_size=32)
+    assert "18 heads in a block of 576 channels" in refused(causal=True, heads=18)
+    assert "no multiple of 8" in refused(causal=True, head_dim=4)
+    wide = functools.partial(linear_attention, implementation="tpu")
+    with jax.enable_x64(True), dispatch.interpreted(), pytest.raises(InputError, match="all operands must be bfloat16"):
+        wide(*[jnp.ones((1, 2, 1, 8), jnp.float64)] * 3)
+
+
+def test_the_residuals_are_the_operands():
+    arrays, options = call(normalizer=True)
+    with dispatch.interpreted():
+        _, pull = jax.vjp(lambda arrays: attend(arrays, options, "tpu"), arrays)
+    kept = [leaf for leaf in jax.tree.leaves(pull) if hasattr(leaf, "shape")]
+    assert sum(leaf.size for leaf in kept) <= 3 * arrays["q"].size
+
+
+def test_what_the_causal_form_keeps():
+    """Beside the operands the state before each chunk: head_dim rows of all channels for 128 tokens."""
+    arrays, options = call(tokens=512, heads=8, decay="token", causal=True)
+    with dispatch.interpreted():
+        kept = jax.eval_shape(lambda arrays: jax.vjp(lambda arrays: attend(arrays, options, "tpu"), arrays)[1], arrays)
+    states = 4 * 32 * 8 * 32
+    assert sum(leaf.size for leaf in jax.tree.leaves(kept) if leaf.ndim) == 3 * arrays["q"].size + 512 * 8 + states
