@@ -140,7 +140,15 @@ def test_roofline():
     roofline = ahead.Roofline(0.02, 0.03, links)
     assert (roofline.step, roofline.bound) == (links, "interconnect")
     known = dict(
-        parameters=1, gradients=1, optimizer=2, average=0, temporaries=3, total=6, flops=197e12 * 0.02, hbm_bytes=1
+        parameters=1,
+        gradients=1,
+        optimizer=2,
+        average=0,
+        unsharded=0,
+        temporaries=3,
+        total=6,
+        flops=197e12 * 0.02,
+        hbm_bytes=1,
     )
     r = ahead.Report("TPU v5 lite", 4, 1, 16e9, **known, model_flops=4 * 197e12 * 0.015, roofline=roofline)
     assert r.utilisation == pytest.approx(0.015 / 0.06)
@@ -155,9 +163,9 @@ def test_what_does_not_fit():
     beside = "Ran out of memory on HBM, the total memory required for HLO temporaries (19.50G) exceeds available HBM"
     assert ahead.needed(RuntimeError(beside), 2**30) == 20.5 * 2**30
     assert ahead.needed(RuntimeError("RESOURCE_EXHAUSTED"), 2**30) is None
-    known = dict(parameters=1, gradients=1, optimizer=2, average=0, model_flops=1, temporaries=None)
+    known = dict(parameters=1, gradients=1, optimizer=2, average=0, unsharded=0, model_flops=1, temporaries=None)
     for total, said in (
-        (20.5 * 2**30, "20.500 GiB of 16.0: does NOT fit"),
+        (20.5 * 2**30, "20.500 GiB of 16.0: does NOT"),
         (None, "more than there is of 16.0: does N"),
     ):
         r = ahead.Report("TPU v5 lite", 4, 1, 16 * 2**30, total=total, **known)

@@ -48,6 +48,10 @@ def test_the_figures_are_those_of_the_config():
     assert report.unknown_loops == 0
     assert report.moved["all-gather"][0] >= 2 * 2  # of two blocks' weights, in both directions
     assert 0 < report.utilisation < 1
+    copied = (4 * report.parameters - whole) / 3  # what four chips hold above one copy, three of them needlessly
+    assert copied > 0
+    assert 4 * copied <= report.unsharded <= 4 * copied + 64  # of two moments and the average, too
+    assert report.largest[0]["bytes"] == max(c["bytes"] for c in report.largest)
 
 
 @pytest.mark.slow
@@ -128,12 +132,12 @@ def test_a_state_that_cannot_fit(tmp_path, capsys, monkeypatch):
 def test_the_change_that_makes_it_fit(enough, remedy, capsys, monkeypatch):
     monkeypatch.setattr(compile_only, "measure", lambda run: _report(run, 1 if enough(run) else 2**40))
     assert main(arguments("v5e:2x2", mesh__data=-1, mesh__fsdp=1)) == 1
-    changes = [f"--config.{field}" for field in ("mesh.data=1", "mesh.fsdp=4", "mesh.tensor=1", *remedy)]
+    changes = [f"--config.{field}" for field in ("mesh.data=1", "mesh.fsdp=4", *remedy)]
     assert f"it fits with {' '.join(changes)}\n" in capsys.readouterr().out
 
 
 def _report(run, total):
-    known = dict(parameters=1, gradients=1, optimizer=2, average=0, model_flops=1, flops=1, hbm_bytes=1)
+    known = dict(parameters=1, gradients=1, optimizer=2, average=0, unsharded=0, model_flops=1, flops=1, hbm_bytes=1)
     capacity = ahead.slice_of(run.mesh).chip.memory
     return ahead.Report(
         "TPU v5 lite", 4, 1, capacity, temporaries=0, total=total, roofline=ahead.Roofline(1, 1, 1), **known

@@ -16,6 +16,8 @@ from vision_jax.errors import unknown
 from vision_jax.parallel import collectives, hlo, work
 from vision_jax.parallel.chips import CHIPS, GIB, Chip, chip_of
 
+LARGEST = 10  # collectives that are told one by one
+
 
 class Slice(NamedTuple):
     """The devices of a mesh: each one's share of a chip's rates and memory, and where its chip lies."""
@@ -72,6 +74,7 @@ class Report:
       device_kind, devices, per_chip: which devices, how many, how many of them on a chip.
       capacity: bytes of memory.
       parameters, optimizer, average: what the state holds; `average` of the model, 0 without one.
+      unsharded: of the state, what every device holds whole.
       gradients: as large as the parameters' shards; they lie among the temporaries.
       temporaries: beside state and batch. None where the compiler gave up for want of memory.
       total: all that must be held at once; None where the compiler gave up without telling.
@@ -80,6 +83,7 @@ class Report:
       flops: of all products that one device runs, recomputed ones among them.
       hbm_bytes: moved to and from its memory.
       moved: {kind: (collectives a step, bytes that a device receives)}.
+      largest: the collectives that move most, one dict each: kind, shapes, times, bytes received, source.
       roofline: None where the compiler gave up.
       unknown_loops: loops whose rounds the program does not tell, counted once.
     """
@@ -92,12 +96,14 @@ class Report:
     gradients: float
     optimizer: float
     average: float
+    unsharded: float
     temporaries: float | None
     total: float | None
     model_flops: float
     flops: float | None = None
     hbm_bytes: float | None = None
     moved: dict = dataclasses.field(default_factory=dict)
+    largest: tuple = ()
     roofline: Roofline | None = None
     unknown_loops: int = 0
 
@@ -123,24 +129,25 @@ class Report:
 
     def lines(self):
         """The table, a list of lines."""
-        gib = lambda size: f"{size / GIB:9.3f} GiB"  # noqa: E731
+        gib = lambda size: f"{size / GIB:8.3f} GiB"  # noqa: E731
         which = "chip" if self.per_chip == 1 else f"device, {self.per_chip} a chip"
         out = [f"memory a {which} ({self.device_kind})"]
-        out.append(f"  parameters    {gib(self.parameters)}")
-        out.append(f"  optimiser     {gib(self.optimizer)}")
+        out.append(f"  parameters     {gib(self.parameters)}")
+        out.append(f"  optimiser      {gib(self.optimizer)}")
         if self.average:
-            out.append(f"  average       {gib(self.average)}")
+            out.append(f"  average        {gib(self.average)}")
+        out.append(f"  of these whole {gib(self.unsharded)}, the same on every device")
         if self.temporaries is not None:
-            out.append(f"  temporaries   {gib(self.temporaries)}, gradients of {self.gradients / GIB:.3f} among them")
+            out.append(f"  temporaries    {gib(self.temporaries)}, gradients of {self.gradients / GIB:.3f} among them")
         verdict = "fits" if self.fits else "does NOT fit"
         total = "     more than there is" if self.total is None else gib(self.total)
-        out.append(f"  all           {total} of {self.capacity / GIB:.1f}: {verdict}")
-        out.append(f"model FLOPs     {self.model_flops:.4g} a step (3 x the forward pass)")
+        out.append(f"  all            {total} of {self.capacity / GIB:.1f}: {verdict}")
+        out.append(f"model FLOPs      {self.model_flops:.4g} a step (3 x the forward pass)")
         if self.roofline is None:
             return [*out, "The compiler found no room: what it would move and how long a step would take is not known."]
         share = self.model_flops / self.devices / self.flops if self.flops else 0
-        out.append(f"executed        {self.flops:.4g} a device, of which {share:.0%} are the model's")
-        out.append(f"memory traffic  {gib(self.hbm_bytes)} a device")
+        out.append(f"executed         {self.flops:.4g} a device, of which {share:.0%} are the model's")
+        out.append(f"memory traffic {gib(self.hbm_bytes)} a device")
         for kind, (count, size) in sorted(self.moved.items()):
             out.append(f"{kind:<20}{count:>5} a step {gib(size)} received by a device")
         if not self.moved:
@@ -165,6 +172,7 @@ def report(compiled, mesh, state, model_flops):
     where = slice_of(mesh)
     own = {name: held(state.get(key, ())) for name, key in (("parameters", "params"), ("average", "ema"))}
     own["optimizer"] = held(state["opt_state"])
+    own["unsharded"] = held([s for s in jax.tree.leaves(state) if mesh.size > 1 and s.sharding.is_fully_replicated])
     known = dict(
         device_kind=mesh.devices.flat[0].device_kind, devices=mesh.size, per_chip=where.per_chip,
         capacity=where.chip.memory, gradients=own["parameters"], model_flops=model_flops, **own,
@@ -179,10 +187,15 @@ def report(compiled, mesh, state, model_flops):
     for each in found:
         count, size = moved.get(each.kind, (0, 0))
         moved[each.kind] = count + each.times, size + each.times * each.received
+    largest = sorted(found, key=lambda each: -each.times * each.received)[:LARGEST]
+    largest = tuple(
+        {"kind": c.kind, "shapes": c.shapes, "times": c.times, "bytes": c.times * c.received, "source": c.source}
+        for c in largest
+    )
     flops, size = work.flops(program), work.hbm_bytes(program)
     links = collectives.seconds(found, where.chip, where.coordinates, where.grid)
     return Report(
-        temporaries=used.temp_size_in_bytes, total=total, flops=flops, hbm_bytes=size, moved=moved,
+        temporaries=used.temp_size_in_bytes, total=total, flops=flops, hbm_bytes=size, moved=moved, largest=largest,
         roofline=Roofline(flops / where.chip.flops, size / where.chip.bandwidth, links),
         unknown_loops=len(program.unknown_loops), **known,
     )  # fmt: skip

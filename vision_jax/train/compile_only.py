@@ -167,9 +167,9 @@ def fitting(run, name):
 
 def _remedies(run):
     """Changes of the config's fields, the cheapest in time first."""
-    data, fsdp, tensor = run.mesh.shape.values()
+    data, fsdp, _ = run.mesh.shape.values()
     if data > 1:
-        yield {"mesh.data": 1, "mesh.fsdp": data * fsdp, "mesh.tensor": tensor}
+        yield {"mesh.data": 1, "mesh.fsdp": data * fsdp}
     kept = getattr(run.model.config, "remat", "full")
     for policy in REMAT[REMAT.index(kept) + 1 :] if kept in REMAT else REMAT:
         yield {"model.remat": policy}
