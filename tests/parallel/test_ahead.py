@@ -76,6 +76,37 @@ def test_a_loop_counts_for_each_of_its_rounds():
     assert len(dynamic.unknown_loops) == 1
 
 
+FUSED = """
+%inner (p0: f32[6,8,128], i0: s32[]) -> f32[1,8,128] {
+  %p0 = f32[6,8,128]{2,1,0} parameter(0)
+  %i0 = s32[]{:S(6)} parameter(1)
+  ROOT %ds = f32[1,8,128]{2,1,0} dynamic-slice(%p0, %i0), dynamic_slice_sizes={1,8,128}
+}
+
+%outer (p1: f32[6,8,128], p2: f32[9,8,128], i1: s32[]) -> (f32[9,8,128], f32[6,8,128]) {
+  %p1 = f32[6,8,128]{2,1,0} parameter(0)
+  %p2 = f32[9,8,128]{2,1,0} parameter(1)
+  %i1 = s32[]{:S(6)} parameter(2)
+  %f = f32[1,8,128]{2,1,0} fusion(%p1, %i1), kind=kLoop, calls=%inner
+  %dus = f32[9,8,128]{2,1,0} dynamic-update-slice(%p2, %f, %i1)
+  ROOT %t = (f32[9,8,128]{2,1,0}, f32[6,8,128]{2,1,0}) tuple(%dus, %p1)
+}
+
+ENTRY %main (a: f32[6,8,128], b: f32[9,8,128], i: s32[]) -> (f32[9,8,128], f32[6,8,128]) {
+  %a = f32[6,8,128]{2,1,0} parameter(0)
+  %b = f32[9,8,128]{2,1,0} parameter(1)
+  %i = s32[]{:S(6)} parameter(2)
+  ROOT %fusion = (f32[9,8,128]{2,1,0}, f32[6,8,128]{2,1,0}) fusion(%a, %b, %i), kind=kLoop, calls=%outer
+}
+"""
+
+
+def test_a_fusion_moves_what_it_slices_and_updates():
+    assert work.hbm_bytes(hlo.parse(FUSED)) == 2 * 8 * 128 * BYTES
+    whole = FUSED.replace("fusion(%p1, %i1), kind=kLoop, calls=%inner", "reduce(%p1, %i1), dimensions={0}")
+    assert work.hbm_bytes(hlo.parse(whole)) == (6 + 1) * 8 * 128 * BYTES
+
+
 @pytest.mark.heavy
 def test_products_of_a_compiled_program():
     p, _ = program("v5e", {}, lambda a, b: jnp.einsum("bhqd,bhkd->bhqk", a, b), (2, 3, 64, 32), (2, 3, 128, 32))

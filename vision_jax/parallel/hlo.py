@@ -52,11 +52,11 @@ class Instruction:
     @functools.cached_property
     def called(self):
         """Names of the computations that run as part of it; a reduction's own, of two scalars, is not told."""
-        if self.opcode in ("async-update", "async-done"):  # what their start named
+        if self.opcode.endswith(("-update", "-done")):  # what their start named
             return []
         names = re.findall(r"\b(?:calls|body|condition|(?:true|false)_computation)=%?([\w.\-]+)", self.attributes)
-        if branches := self.attribute(r"branch_computations=\{([^}]*)\}"):
-            names += re.findall(r"[\w.\-]+", branches)
+        for several in re.findall(r"\b(?:branch|called)_computations=\{([^}]*)\}", self.attributes):
+            names += re.findall(r"[\w.\-]+", several)
         if self.opcode in ("call", "async-start"):
             names += re.findall(r"\bto_apply=%?([\w.\-]+)", self.attributes)
         return names

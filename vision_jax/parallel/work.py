@@ -12,7 +12,7 @@ import numpy as np
 # What moves nothing by itself: names for parts of others, buffers, and what is counted where it starts.
 FREE = frozenset(
     ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
-     "partition-id", "replica-id", "async-start", "async-update", "opt-barrier", "AllocateBuffer", "ConcatBitcast")
+     "partition-id", "replica-id", "async-start", "custom-call-start", "opt-barrier", "AllocateBuffer", "ConcatBitcast")
 )  # fmt: skip
 
 
@@ -77,8 +77,8 @@ def hbm_bytes(program):
     """
     total = 0
     for instruction, name, times in program.instructions(fused=False):
-        does = instruction.attribute(r'custom_call_target="(\w+)"') or instruction.opcode
-        if does not in FREE and not does.endswith("-done"):
+        does = instruction.attribute(r'custom_call_target="(\w+Buffer|\w+Bitcast)"') or instruction.opcode
+        if does not in FREE and not instruction.opcode.endswith(("-update", "-done")):
             total += times * _moved(instruction, program.computations[name], program)
     return total
 
@@ -90,7 +90,7 @@ def _moved(instruction, body, program):
     if stated is not None:
         return stated
     if opcode == "fusion":
-        return _fusion(instruction, operands, program.computations[instruction.called[0]])
+        return _fusion(instruction, operands, program)
     if opcode in ("dynamic-slice", "gather", "slice"):
         return shapes[0].hbm + (shapes[0].size if operands[0].shapes[0].in_hbm else 0)
     if opcode == "dynamic-update-slice":
@@ -102,51 +102,57 @@ def _moved(instruction, body, program):
     return sum(shape.hbm for operand in (instruction, *operands) for shape in operand.shapes)
 
 
-def _fusion(fusion, operands, inside):
+def _fusion(fusion, operands, program):
     """Bytes in and out of a fusion: what its body does with each operand and each result."""
-    users = {name: [] for name in inside}
-    for instruction in inside.values():
-        for name in instruction.operands:
-            if name in users:
-                users[name].append(instruction)
-    parameters = {int(i.operands[0]): i for i in inside.values() if i.opcode == "parameter"}
+    inside = program.computations[fusion.called[0]]
     total = 0
     for number, operand in enumerate(operands):
         if operand.shapes and operand.shapes[0].in_hbm:
-            total += _read(parameters[number], users, inside)
-    root = next(i for i in inside.values() if i.root)
+            total += _read(inside, number, program)
+    root = _root(inside)
     results = [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]
     if len(results) != len(fusion.shapes):
         return total + sum(shape.hbm for shape in fusion.shapes)
-    for result, shape in zip(results, fusion.shapes, strict=True):
-        result = _behind(result, inside)
-        if result.opcode == "dynamic-update-slice":
-            total += inside[result.operands[1]].shapes[0].size if shape.in_hbm else 0
-        elif result.opcode != "parameter" and "chain_id=" not in result.attributes:
-            total += shape.hbm  # a parameter handed on has not moved, nor has what a running collective fills
-    return total
+    return total + sum(
+        _written(result, inside, program) for result, shape in zip(results, fusion.shapes, strict=True) if shape.in_hbm
+    )
 
 
-def _read(parameter, users, inside):
-    """Bytes of a parameter that a fusion's body reads."""
-    whole, sliced, seen = parameter.shapes[0].size, 0, [parameter]
+def _root(inside):
+    return next(instruction for instruction in inside.values() if instruction.root)
+
+
+def _read(inside, number, program):
+    """Bytes that a fusion's body reads of its parameter of a number: all of it, or slices."""
+    parameter = next(i for i in inside.values() if i.opcode == "parameter" and i.operands[0] == str(number))
+    whole, sliced, seen = parameter.shapes[0].size, 0, [parameter.name]
     while seen:
-        instruction = seen.pop()
-        for user in users[instruction.name]:
-            if user.opcode == "bitcast":
-                seen.append(user)
-            elif user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == instruction.name:
-                sliced += user.shapes[0].size
-            elif user.opcode == "dynamic-update-slice" and user.operands[0] == instruction.name:
-                pass  # in place
-            elif user.opcode == "tuple" or "chain_id=" in user.attributes:
-                pass  # handed on
-            else:
-                return whole
+        name = seen.pop()
+        for user in inside.values():
+            for place in [place for place, operand in enumerate(user.operands) if operand == name]:
+                if user.opcode == "bitcast":
+                    seen.append(user.name)
+                elif user.opcode == "fusion":  # fusions hold fusions
+                    sliced += _read(program.computations[user.called[0]], place, program)
+                elif user.opcode in ("dynamic-slice", "slice", "gather") and place == 0:
+                    sliced += user.shapes[0].size
+                elif not (_hands_on(user) or (user.opcode == "dynamic-update-slice" and place == 0)):
+                    return whole
     return min(whole, sliced)
 
 
-def _behind(instruction, inside):
-    while instruction.opcode == "bitcast" and instruction.operands[0] in inside:
-        instruction = inside[instruction.operands[0]]
-    return instruction
+def _hands_on(instruction):
+    """Whether an operand has not moved: in a tuple, or in a collective that runs beside the fusion."""
+    return instruction.opcode == "tuple" or "chain_id=" in instruction.attributes
+
+
+def _written(result, inside, program):
+    """Bytes that a fusion's body writes for one of its results: all of it, or what it updates in place."""
+    while result.opcode == "bitcast" and result.operands[0] in inside:
+        result = inside[result.operands[0]]
+    if result.opcode == "fusion" and len(result.shapes) == 1:
+        inner = program.computations[result.called[0]]
+        return _written(_root(inner), inner, program)
+    if result.opcode == "dynamic-update-slice":
+        return inside[result.operands[1]].shapes[0].size
+    return 0 if result.opcode == "parameter" or _hands_on(result) else result.shapes[0].size

@@ -30,6 +30,10 @@ from vision_jax.train.run import build
 logger = logging.getLogger(__name__)
 
 ON_DISK = ("folder", "tfds")
+PLAIN = {
+    f"xla_tpu_enable_sparse_core_collective_offload_{kind}": "false"
+    for kind in ("all_gather", "all_reduce", "reduce_scatter")
+}
 REMAT = ("dots_no_batch", "full")  # more and more is computed again
 
 
@@ -91,13 +95,25 @@ def _source(config, name, split, **options):
 
 def measure(run):
     """The `ahead.Report` of a run's training step."""
+    lowered = lower(run)
     try:
-        compiled = lower(run).compile()
+        compiled = lowered.compile()
+        compiled = compiled if _readable(compiled) else lowered.compile(compiler_options=PLAIN)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         compiled = error
     return ahead.report(compiled, run.mesh, run.state_shapes(), model_flops(run))
+
+
+def _readable(compiled):
+    """Whether this JAX reads what the compiler made; JAX 0.10 does not for 7x, of libtpu 0.0.51."""
+    try:
+        compiled.as_text()
+    except jax.errors.JaxRuntimeError:
+        logger.info("this JAX cannot read the program: compiling again, collectives not handed to sparse cores")
+        return False
+    return True
 
 
 def lower(run):
