@@ -60,6 +60,8 @@ def refused(capsys):
         (["--mode=eval", "--workdir", "w", "--images", "x.png"], ["--images", "--mode=predict"]),
         (["--mode=eval", "--workdir", "w", "--step", "last"], ["--step", "'last'"]),
         (["--config", "r.py", "--workdir", "w", "--step", "3"], ["--step", "--mode=eval"]),
+        (["--mode=eval", "--workdir", "w", "--compile_only=v5e:2x2"], ["--compile_only", "--mode=train"]),
+        (["--compile_only=v5e:2x2"], ["--config", "needed", "configs/digits_vit.py"]),
         (["--config.optim.lr", "--workdir", "w"], ["--config.optim.lr", "value"]),
         (["--config", "nowhere/recipe.py", "--workdir", "w"], ["--config", "nowhere/recipe.py", "no such file"]),
         (["--mode=eval", "--workdir", "w"], ["w/config.json", "--workdir"]),

@@ -1,8 +1,9 @@
-"""The command: train, evaluate, predict.
+"""The command: train, evaluate, predict; compile for a TPU slice that is not here.
 
     python -m vision_jax.main --config configs/digits_vit.py --workdir runs/digits
     python -m vision_jax.main --mode=eval --workdir runs/digits
     python -m vision_jax.main --mode=predict --workdir runs/digits --images='photos/*.png'
+    python -m vision_jax.main --config configs/digits_vit.py --compile_only=v5e:2x2
 
 Any field of the config is overridden by --config.field=value, as --config.optim.lr=3e-4.
 """
@@ -34,6 +35,12 @@ def _parser():
     parser.add_argument("--mode", default="train", help="train (the default; resumes), eval, predict")
     parser.add_argument("--images", nargs="+", help="predict: image files, patterns or directories")
     parser.add_argument("--step", type=int, help="eval, predict: the checkpoint's step; the newest by default")
+    parser.add_argument(
+        "--compile_only",
+        metavar="TOPOLOGY",
+        help="train: compile the step for a TPU slice, as v5e:16x16, and tell what it takes; needs libtpu, but neither "
+        "TPUs nor data. With a workdir the figures go to its compile_only.json, too",
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -65,7 +72,9 @@ def _arguments(argv):
         raise unknown("argument", extra[0].partition("=")[0], [*known, "--config.FIELD=VALUE"])
     if args.mode not in MODES:
         raise unknown("--mode", args.mode, MODES)
-    if not args.workdir:
+    if args.compile_only is not None and args.mode != "train":
+        raise InputError("--compile_only is for --mode=train: it compiles the training step")
+    if not args.workdir and args.compile_only is None:
         raise InputError("--workdir is needed: the directory of the run, as --workdir runs/digits")
     if args.mode == "train" and not args.config:
         raise InputError("--config is needed: a recipe, as --config configs/digits_vit.py")
@@ -79,7 +88,7 @@ def _arguments(argv):
 
 
 def run(argv):
-    """Does what the arguments say; raises what goes wrong."""
+    """Does what the arguments say; raises what goes wrong. Returns the exit code."""
     args, overrides = _arguments(argv)
     from vision_jax.train import config as configs
     from vision_jax.train.logs import configure_logging
@@ -89,6 +98,10 @@ def run(argv):
         config = configs.load_config(args.config, overrides)
     else:
         config = configs.read_config(pathlib.Path(args.workdir) / "config.json", overrides)
+    if args.compile_only is not None:
+        from vision_jax.train.compile_only import compile_only
+
+        return 0 if compile_only(config, args.compile_only, args.workdir) else 1
     if args.mode == "train":
         from vision_jax.train.loop import train
 
@@ -101,18 +114,20 @@ def run(argv):
         from vision_jax.train.use import predict_files
 
         predict_files(config, args.workdir, args.images, args.step)
+    return 0
 
 
 def main(argv=None):
     """The console script.
 
     Returns:
-      0; 2 after one clear message where the input is at fault; 1 where the loss diverged; 130 where Ctrl-C ended it.
+      0; 2 after one clear message where the input is at fault; 1 where the loss diverged, or what was compiled does
+      not fit; 130 where Ctrl-C ended it.
       Whatever else goes wrong is a bug, and keeps its traceback.
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
-        run(argv)
+        return run(argv)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -121,7 +136,6 @@ def main(argv=None):
             raise
         print(f"error: {error} (--debug shows where)", file=sys.stderr)
         return 1 if isinstance(error, DivergedError) else 2
-    return 0
 
 
 if __name__ == "__main__":

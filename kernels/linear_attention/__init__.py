@@ -47,7 +47,7 @@ def linear_attention(
       initial_state: the state before the first token (the last, if reversed), [B, heads, head_dim, value_dim]; with a
         normalizer a pair of that and the sum of the keys [B, heads, head_dim].
       return_state: return the state after the last token (the first, if reversed) too, in the form of initial_state.
-      chunk_size: tokens whose pairs are formed at once in the causal form; None is 128 in XLA. Results do not depend on it.
+      chunk_size: tokens whose pairs are formed at once in the causal form; None chooses. Results do not depend on it.
       implementation: "xla" or "tpu"; None is the kernel of the device where it takes the call, else XLA
         (`vision_jax.kernels.explain` says which and why).
 

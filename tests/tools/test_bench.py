@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import vision_jax as vj
+from vision_jax.parallel import chips
 from vision_jax.tools.bench import __main__ as bench
-from vision_jax.tools.bench import chips, machine, models, ours, peers, report, timing
+from vision_jax.tools.bench import machine, models, ours, peers, report, timing
 
 RESULT = {
     "model": "resnet18",
@@ -63,7 +64,7 @@ def test_roofline():
     assert chips.chip_of("TPU v5p") == chips.CHIPS["TPU v5"]
     assert chips.chip_of("NVIDIA H100 80GB HBM3").bandwidth == 3350e9
     assert chips.chip_of("cpu") is None
-    chip = chips.Chip(flops=100, bandwidth=10)
+    chip = chips.Chip(flops=100, bandwidth=10, memory=1)
     assert chips.roofline_fraction(chip, seconds=4, flops=200, bytes_moved=1) == 0.5
     assert chips.roofline_fraction(chip, seconds=4, flops=1, bytes_moved=30) == 0.75
 

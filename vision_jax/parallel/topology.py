@@ -20,7 +20,11 @@ ENVIRONMENT = {
 
 @functools.cache
 def devices(topology):
-    """The devices of a slice, such as "v5e:4x4", for `jax.jit(...).lower(...).compile()` on any machine.
+    """The devices of a slice, for `jax.jit(...).lower(...).compile()` on any machine.
+
+    Args:
+      topology: a generation and chips along each dimension: "v4:2x2x1", "v5e:4x4", "v5p:4x4x4", "v6e:16x16", or
+        "7x:2x2x1", whose chips are two devices each.
 
     Raises:
       InputError: libtpu is missing, or it knows no such topology.
@@ -29,8 +33,10 @@ def devices(topology):
 
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    name = f"tpu{topology}" if topology.startswith("7x") else topology
+    options = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}  # one device a chip, as v4 runs
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
     except Exception as error:  # JAX raises whatever the plugin said
         raise InputError(
             f"topology={topology!r} cannot be compiled for: a name such as 'v5e:4x4', 'v5p:2x2x1' or 'v6e:2x4', and "

@@ -120,7 +120,7 @@ def load_config(spec, overrides=()):
     config = default_config()
     _merge(config, recipe, "")
     for field, value in overrides:
-        _override(config, field, value)
+        override(config, field, value)
     return config
 
 
@@ -157,7 +157,7 @@ def _set(node, key, value, name):
         raise InputError(f"config.{name}={value!r}: a {type(old).__name__} is wanted, as {old!r}") from error
 
 
-def _override(config, field, text):
+def override(config, field, text):
     """Sets `config.a.b` from the text of a command-line value."""
     *parents, leaf = field.split(".")
     node = config
@@ -198,7 +198,7 @@ def read_config(path, overrides=()):
     config = default_config()
     _merge(config, values, "")
     for field, value in overrides:
-        _override(config, field, value)
+        override(config, field, value)
     return config
 
 

@@ -43,6 +43,7 @@ class Run:
     eval_ops: tuple  # (host_ops, device_ops)
     train_source: object = None
     train_ops: tuple = ()
+    train_shape: tuple = ()  # [H, W, C] of the images that the step takes
     total_steps: int = 0
     eval_every: int = 0
     save_every: int = 0
@@ -103,30 +104,32 @@ class Run:
         )
 
 
-def build(config, *, training=False, evaluation=False):
+def build(config, *, training=False, evaluation=False, devices=None, open_source=load_source):
     """Builds what a config describes.
 
     Args:
       config: see `vision_jax.train.config`. Where no source is to be opened it must be a resolved one.
       training: whether the training source, the schedule and the optimiser are built.
       evaluation: whether the evaluation source is.
+      devices: those of the mesh; all that are here by default.
+      open_source: (name, split, **options) -> a source, where the data are not to be opened.
 
     Raises:
       InputError: whatever in the config cannot be, before anything is written.
     """
     _check(config)
     config = with_teacher(config) if training or not config.task.get("teacher") else config
-    mesh = make_mesh(**config.mesh)
+    mesh = make_mesh(**config.mesh, devices=devices)
     rules = (*config.sharding_rules, *sharding.RULES)
     eval_host, eval_device = split_ops(config.eval.ops)
     train_source, train_ops, eval_source = None, (), None
     if training:
         sharding.check_batch(config.data.batch_size, mesh, config.optim.accumulate)
         train_ops = split_ops(config.data.ops)
-        train_source = load_source(config.data.source, config.data.split, **config.data.options)
+        train_source = open_source(config.data.source, config.data.split, **config.data.options)
     if evaluation:
         sharding.check_batch(config.eval.batch_size, mesh, what="eval.batch_size")
-        eval_source = load_source(
+        eval_source = open_source(
             config.data.source, config.eval.split, **{**config.data.options, **config.eval.options}
         )
     sources = [source for source in (train_source, eval_source) if source is not None]
@@ -146,6 +149,7 @@ def build(config, *, training=False, evaluation=False):
         _check_takes(static, shapes[0])
     run = Run(config, mesh, rules, task, model, static, eval_source, (eval_host, eval_device), train_source, train_ops)
     if training:
+        run.train_shape = shapes[0]
         _add_training(run)
     return run
 

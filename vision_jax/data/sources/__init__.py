@@ -31,6 +31,12 @@ def load_source(name, split, **options):
     Raises:
       InputError: unknown source, split or option, or nothing readable where the options point.
     """
+    check_source(name, options)
+    return SOURCES[name](split, **options)
+
+
+def check_source(name, options):
+    """Raises InputError unless there is such a source, with such options; opens nothing."""
     if name not in SOURCES:
         raise unknown("data source", name, SOURCES)
     parameters = inspect.signature(SOURCES[name]).parameters
@@ -40,4 +46,3 @@ def load_source(name, split, **options):
     for option, parameter in parameters.items():
         if option not in options and option != "split" and parameter.default is inspect.Parameter.empty:
             raise InputError(f"data source {name} needs the option {option!r}")
-    return SOURCES[name](split, **options)

@@ -8,9 +8,9 @@ import optax
 
 from vision_jax.functional import apply, split
 from vision_jax.layers.conv import pair
+from vision_jax.parallel.chips import chip_of, roofline_fraction
 from vision_jax.registry import create_model
 from vision_jax.tasks.classification import Classification
-from vision_jax.tools.bench.chips import chip_of, roofline_fraction
 from vision_jax.tools.cost import count_cost
 from vision_jax.train.optim import make_optimizer
 

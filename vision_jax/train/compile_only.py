@@ -1,0 +1,196 @@
+"""A config's training step, compiled for a TPU slice that is not here: does it fit, and how fast can it be?
+
+Nothing is read but the config and nothing computed: state and batch are shapes with shardings. Data on disk are not
+opened: their images are taken to be photographs, and their classes as many as `model.num_classes` says, or the run's
+own config, or the model's default.
+"""
+
+import copy
+import functools
+import json
+import logging
+import pathlib
+
+import jax
+import numpy as np
+
+from vision_jax import registry
+from vision_jax.data import load_source
+from vision_jax.data.pipeline import TYPES
+from vision_jax.data.sources import check_source
+from vision_jax.data.sources.stand_in import SIZES, StandIn
+from vision_jax.errors import InputError
+from vision_jax.parallel import ahead, topology
+from vision_jax.parallel.chips import GIB
+from vision_jax.parallel.macs import count
+from vision_jax.parallel.sharding import batch_sharding, replicated
+from vision_jax.train import config as configs
+from vision_jax.train.run import build
+
+logger = logging.getLogger(__name__)
+
+ON_DISK = ("folder", "tfds")
+PLAIN = {
+    f"xla_tpu_enable_sparse_core_collective_offload_{kind}": "false"
+    for kind in ("all_gather", "all_reduce", "reduce_scatter")
+}
+REMAT = ("dots_no_batch", "full")  # more and more is computed again
+
+
+def compile_only(config, name, workdir=None):
+    """Compiles the step, prints what it takes, and what would make it fit where it does not.
+
+    Args:
+      config: see `vision_jax.train.config`.
+      name: of a slice, as "v5e:16x16".
+      workdir: where `compile_only.json`, the same figures, is written; None for nowhere.
+
+    Returns:
+      Whether it fits.
+
+    Raises:
+      InputError: the config cannot be, on this slice.
+    """
+    jax.config.update("jax_platforms", "cpu")  # the slice is not here, and whatever is here is not wanted
+    run = build_for(config, name)
+    report = measure(run)
+    mesh = ", ".join(f"{axis}={size}" for axis, size in run.mesh.shape.items())
+    told = f"{run.config.model.name} on {name}: mesh {mesh}; batch {run.config.data.batch_size}"
+    images = f"{'x'.join(map(str, run.train_shape))} of {len(run.task.class_names)} classes"
+    print("\n".join([f"{told} images of {images}", *report.lines()]))
+    found = {"topology": name, "model": run.config.model.name, "mesh": dict(run.mesh.shape)} | report.as_json()
+    if not report.fits:
+        found["remedy"] = remedy = fitting(run, name)
+        print(f"it fits with {' '.join(remedy)}" if remedy else "no finer sharding, remat or accumulation makes it fit")
+    if workdir is not None:
+        path = pathlib.Path(workdir) / "compile_only.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=2) + "\n")
+    return report.fits
+
+
+def build_for(config, name):
+    """The `Run` of a config on a slice, its data not opened."""
+    try:
+        devices = topology.devices(name)
+    except InputError as error:
+        raise InputError(f"--compile_only={name}: {error}") from error
+    run = build(config, training=True, evaluation=True, devices=devices, open_source=functools.partial(_source, config))
+    if isinstance(run.train_source, StandIn):
+        examples = [run.train_ops[0](run.train_source[i], np.random.default_rng(0)) for i in range(len(SIZES))]
+        shapes = {np.shape(example["image"]) for example in examples}
+        if len(shapes) > 1:
+            some = " and ".join(str(shape[:2]) for shape in sorted(shapes)[:2])
+            raise InputError(f"data.ops give images of several sizes, as {some}: crop or resize to one (height, width)")
+    return run
+
+
+def _source(config, name, split, **options):
+    if name not in ON_DISK:
+        return load_source(name, split, **options)
+    check_source(name, options)
+    told = config.model.get("num_classes") or len(config.task.get("class_names") or ())
+    return StandIn(told or registry.model_info(config.model.name).config.num_classes)
+
+
+def measure(run):
+    """The `ahead.Report` of a run's training step."""
+    lowered = lower(run)
+    try:
+        compiled = lowered.compile()
+        compiled = compiled if _readable(compiled) else lowered.compile(compiler_options=PLAIN)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        compiled = error
+    return ahead.report(compiled, run.mesh, run.state_shapes(), model_flops(run))
+
+
+def _readable(compiled):
+    """Whether this JAX reads what the compiler made; JAX 0.10 does not for 7x, of libtpu 0.0.51."""
+    try:
+        compiled.as_text()
+    except jax.errors.JaxRuntimeError:
+        logger.info("this JAX cannot read the program: compiling again, collectives not handed to sparse cores")
+        return False
+    return True
+
+
+def lower(run):
+    """The training step lowered for the run's mesh, as `jax.jit(...).lower(...)` gives it."""
+    with jax.set_mesh(run.mesh):
+        return run.train_step().lower(run.state_shapes(), batch_shapes(run), _frozen_shapes(run))
+
+
+def batch_shapes(run):
+    """The shapes of a batch of the loop's, with shardings."""
+    place, size = batch_sharding(run.mesh), run.config.data.batch_size
+    shapes = {"image": (size, *run.train_shape), "label": (size,), "replaced": (size,)}
+    return {key: jax.ShapeDtypeStruct(shape, TYPES[key], sharding=place) for key, shape in shapes.items()}
+
+
+def _frozen_shapes(run):
+    place = replicated(run.mesh)
+    shapes = run.task.frozen_shapes()
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes)
+
+
+def model_flops(run):
+    """Floating-point operations of a step: three times those of the student's forward pass, and a teacher's.
+
+    Those of the model as it is written, on whatever device: not of a kernel's tiles, nor of what is computed again.
+    """
+    batch, frozen = batch_shapes(run), run.task.frozen_shapes()
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    batch = jax.eval_shape(run.train_ops[1], key, {k: jax.ShapeDtypeStruct(s.shape, s.dtype) for k, s in batch.items()})
+    loss = functools.partial(run.task.train_loss, run.static)
+    forward = count(jax.make_jaxpr(loss)(run.static.shapes, frozen, batch, key).jaxpr).macs
+    taught = 0
+    if frozen:
+        teacher = run.task.make_teacher()
+        asked = teacher.dense_logits if run.task.token_labelling else teacher.logits
+        taught = count(jax.make_jaxpr(asked)(frozen["teacher"], batch["image"]).jaxpr).macs
+    return 2 * (3 * (forward - taught) + taught)
+
+
+def fitting(run, name):
+    """The first change of the config that makes the step fit, as arguments of the command; None where none does.
+
+    Each is tried on top of those before it, and compiled unless the state alone is too large.
+    """
+    config = copy.deepcopy(run.config)
+    changes = []
+    for fields in _remedies(run):
+        for field, value in fields.items():
+            changes = [change for change in changes if change[0] != field] + [(field, value)]
+        tried = copy.deepcopy(config)
+        for field, value in changes:
+            configs.override(tried, field, str(value))
+        said = [f"--config.{field}={value}" for field, value in changes]
+        try:
+            other = build_for(tried, name)
+        except InputError:
+            continue  # as a batch that no longer divides
+        capacity, state = ahead.slice_of(other.mesh).chip.memory, ahead.held(other.state_shapes())
+        if state > capacity:
+            logger.info("with %s the state alone takes %.2f GiB", " ".join(said), state / GIB)
+            continue
+        logger.info("trying %s", " ".join(said))
+        if measure(other).fits:
+            return said
+    return None
+
+
+def _remedies(run):
+    """Changes of the config's fields, the cheapest in time first."""
+    data, fsdp, _ = run.mesh.shape.values()
+    if data > 1:
+        yield {"mesh.data": 1, "mesh.fsdp": data * fsdp}
+    kept = getattr(run.model.config, "remat", "full")
+    for policy in REMAT[REMAT.index(kept) + 1 :] if kept in REMAT else REMAT:
+        yield {"model.remat": policy}
+    parts, batch = data * fsdp, run.config.data.batch_size
+    accumulate = 2 * run.config.optim.accumulate
+    while batch % (parts * accumulate) == 0:
+        yield {"optim.accumulate": accumulate}
+        accumulate *= 2
