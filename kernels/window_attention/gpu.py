@@ -1,10 +1,10 @@
 """Window attention on sm_90 GPUs: a Pallas Mosaic GPU kernel that reads windows from the map and writes them in place.
 
-A block takes one head and every so manieth window of it (`runs.py`). The runs of a window's q, k and v are copied from
+A block takes one head and every `splits`-th window of it (`runs.py`). The runs of a window's q, k and v are copied from
 the map [B, H, W, heads, d] to shared memory, where the next window's follow while this one is computed: from where the
 copies land, the operands are first moved into the tiles that the tensor cores read, which frees that place. Scores stay
 in registers. The bias lies in shared memory for as long as the block lives. No window and no mask is written to the
-GPU's memory, only one or four bytes a token that tell which keys a query sees.
+GPU's memory, only two numbers a token that tell which keys a query sees.
 
 The backward pass computes the probabilities again: the operands are its only residuals. Each block sums its own part of
 the bias's gradient, and the parts are summed in a fixed order outside: results are the same from run to run. Windows
@@ -40,13 +40,9 @@ def _backward(runs, residuals, d_out):
     if runs.rows > ROWS:
         dq, dk, dv, d_bias, d_scale = jax.vjp(lambda *a: _by_xla(runs, key_mask, *a), q, k, v, bias, scale)[1](d_out)
         return dq, dk, dv, d_bias, None, d_scale
-    dq, dk, dv, *parts = _call(runs, (q, k, v, d_out), bias, key_mask, scale)
-    d_bias = None
-    if bias is not None:
-        d_bias = jnp.sum(parts[0], 0)[:, runs.slots[:, None], runs.slots].astype(bias.dtype)
-    # scores are scale * q k^T, so that the sum of d_score * score over a head is that of dq * q.
-    d_scale = jnp.einsum("bxyhd,bxyhd->h", dq, q, preferred_element_type=jnp.float32) / scale
-    return dq, dk, dv, d_bias, None, d_scale
+    dq, dk, dv, d_scale, *parts = _call(runs, (q, k, v, d_out), bias, key_mask, scale)
+    d_bias = jnp.sum(parts[0], 0)[:, runs.slots[:, None], runs.slots].astype(bias.dtype) if parts else None
+    return dq, dk, dv, d_bias, None, jnp.sum(d_scale, (0, 2))
 
 
 window_attention.defvjp(_forward, _backward)
@@ -63,7 +59,9 @@ def _by_xla(runs, key_mask, q, k, v, bias, scale):
 
 
 def _call(runs, tensors, bias, key_mask, scale):
-    """The forward kernel for (q, k, v), the backward one for (q, k, v, d_out), and the parts of the bias's gradient."""
+    """The forward kernel for (q, k, v): its result. The backward one for (q, k, v, d_out): their gradients, and each
+    block's part of those of the scale [splits, heads, slots] and of the bias [splits, heads, slots, slots].
+    """
     backward = len(tensors) == 4
     q, rows, d = tensors[0], runs.rows, runs.head_dim
     bf16, f32 = jnp.bfloat16, jnp.float32
@@ -79,8 +77,9 @@ def _call(runs, tensors, bias, key_mask, scale):
 
     results = 3 if backward else 1
     out_type = [jax.ShapeDtypeStruct(flat[0].shape, bf16)] * results
-    if backward and bias is not None:
-        out_type.append(jax.ShapeDtypeStruct((runs.splits, runs.heads, rows, rows), f32))
+    if backward:
+        out_type.append(jax.ShapeDtypeStruct((runs.splits, runs.heads, rows), f32))
+        out_type += [jax.ShapeDtypeStruct((runs.splits, runs.heads, rows, rows), f32)] * (bias is not None)
 
     landing = [plgpu.SMEM((rows, d), bf16) for _ in tensors]
     tiles = [tile((rows, d)) for _ in tensors]
@@ -88,20 +87,20 @@ def _call(runs, tensors, bias, key_mask, scale):
     # What is there in one case and not in the other.
     table = [tile((ROWS, rows), f32), plgpu.Barrier()] if bias is not None else []
     seen = [[plgpu.SMEM((rows,), f32)] * 2 for _ in range(2)] if sides is not None else [[], []]
-    scores = [tile((rows, rows), columns=d)] * 2 if backward else []
+    pairs = [tile((rows, rows), columns=d)] * 2 + [plgpu.SMEM((rows,), f32)] if backward else []
     arrivals = len(tensors) * runs.copies + 2 * (sides is not None)
     products = 5 if backward else 2
-    pairs = runs.batch * runs.windows * runs.tokens**2 * runs.heads
+    scores = runs.batch * runs.windows * runs.tokens**2 * runs.heads
     out = call(
         functools.partial(_kernel, runs, bias is not None, None if sides is None else sides.shape[0]),
         operands,
         out_type=out_type,
-        scratch=[landing, tiles, leaving, table, seen, scores, plgpu.Barrier(num_arrivals=arrivals)],
+        scratch=[landing, tiles, leaving, table, seen, pairs, plgpu.Barrier(num_arrivals=arrivals)],
         grid=(runs.splits, runs.heads),
         names=("split", "head"),
         cost=pl.CostEstimate(
-            flops=products * 2 * pairs * d,
-            transcendentals=pairs,
+            flops=products * 2 * scores * d,
+            transcendentals=scores,
             bytes_accessed=(len(tensors) + results) * q.size * 2
             + runs.splits * runs.heads * rows * rows * 4 * backward,
         ),
@@ -142,7 +141,7 @@ def _kernel(runs, has_table, own_windows, scale, *refs):
     (bias,) = take(1) if has_table else (None,)
     (sides,) = take(1) if own_windows else (None,)
     targets = take(len(leaving))
-    (d_bias,) = refs or (None,)
+    d_scale, d_bias = (*refs, None, None)[:2]
     split, head = jax.lax.axis_index("split"), jax.lax.axis_index("head")
     factor = scale[head]
     count = jax.lax.div(runs.batch * runs.windows - split + runs.splits - 1, runs.splits)
@@ -168,8 +167,9 @@ def _kernel(runs, has_table, own_windows, scale, *refs):
         fetch_bias(0)
 
     def probabilities(part):
-        """exp(scores - their maximum) of 64 queries [64, slots], and one over the sum of each row."""
-        scores = product(tiles[0].at[pl.ds(part * ROWS, ROWS)], tiles[1], (False, True)) * (factor * LOG2E)
+        """Of 64 queries: q k^T and exp(scores - their maximum) [64, slots], one over the sum of each row."""
+        plain = product(tiles[0].at[pl.ds(part * ROWS, ROWS)], tiles[1], (False, True))
+        scores = plain * (factor * LOG2E)
         if has_table:
             if rows > ROWS:
                 fetch_bias(part)
@@ -182,9 +182,9 @@ def _kernel(runs, has_table, own_windows, scale, *refs):
         if own_windows:
             p = jnp.where(of_query == of_key, p, 0.0)
         total = jnp.sum(p, 1)
-        return p, 1 / jnp.where(total > 0, total, 1.0)
+        return plain, p, 1 / jnp.where(total > 0, total, 1.0)
 
-    def step(n, total):
+    def step(n, sums):
         plgpu.barrier_wait(arrived)
         for place, moved in zip(landing, tiles, strict=True):
             moved[...] = laid(place[...])
@@ -196,16 +196,16 @@ def _kernel(runs, has_table, own_windows, scale, *refs):
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         if len(tiles) == 3:
             for part in range(rows // ROWS):
-                p, norm = probabilities(part)
+                _, p, norm = probabilities(part)
                 out = product(p.astype(jnp.bfloat16), tiles[2]) * _rows(norm, runs.head_dim)
                 leaving[0][pl.ds(part * ROWS, ROWS)] = out.astype(jnp.bfloat16)
         else:
             q, k, v, d_out = tiles
-            p, norm = probabilities(0)
+            plain, p, norm = probabilities(0)
             p = p * _rows(norm, rows)
             d_p = product(d_out, v, (False, True))
             d_scores = p * (d_p - _rows(jnp.sum(p * d_p, 1), rows))
-            total = total + d_scores if has_table else total
+            sums = [sums[0] + jnp.sum(d_scores * plain, 1), *(total + d_scores for total in sums[1:])]
             pair_tiles[0][...] = p.astype(jnp.bfloat16)
             pair_tiles[1][...] = (d_scores * factor).astype(jnp.bfloat16)
             plgpu.commit_smem()
@@ -216,14 +216,15 @@ def _kernel(runs, has_table, own_windows, scale, *refs):
         for slots, place in runs.places(window(n), head):
             for source, target in zip(leaving, targets, strict=True):
                 plgpu.copy_smem_to_gmem(source.at[slots], target.at[place])
-        return total
+        return sums
 
-    with_sum = d_bias is not None
-    total = jax.lax.fori_loop(0, count, step, laid(jnp.zeros((ROWS, rows), jnp.float32)) if with_sum else None)
-    if with_sum:
-        table[0][...] = total
+    sums = [laid(jnp.zeros((ROWS,), jnp.float32), 1)] if d_scale is not None else []
+    sums += [laid(jnp.zeros((ROWS, rows), jnp.float32))] if d_bias is not None else []
+    sums = jax.lax.fori_loop(0, count, step, sums)
+    for total, place, target in zip(sums, (pair_tiles[-1:] + table[:1]), (d_scale, d_bias), strict=False):
+        place[...] = total
         plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(table[0], d_bias.at[split, head])
+        plgpu.copy_smem_to_gmem(place, target.at[split, head])
     plgpu.wait_smem_to_gmem(0)
 
 

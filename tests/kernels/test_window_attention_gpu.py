@@ -15,7 +15,6 @@ from vision_jax.kernels.window_attention import reference, runs
 
 import gpu
 from vision_jax.errors import InputError
-from vision_jax.mesh import make_mesh
 
 pytestmark = pytest.mark.heavy
 
@@ -58,21 +57,23 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_the_kernel_equals_the_xla_path(name, few_blocks):
+def test_the_kernel_equals_the_xla_path_in_float32(name, few_blocks):
+    """All that bfloat16 products may cost is 1% of the largest value."""
     arrays, options = CALLS[name]
+    exact = [a if a is None else a.astype(jnp.float32) for a in arrays]
     weight = jnp.asarray(np.random.default_rng(1).normal(size=arrays[0].shape), jnp.bfloat16)
 
-    def run(implementation):
+    def run(arrays, implementation):
         @jax.jit
         def run(arrays):
             out, pull = jax.vjp(lambda arrays: attend(arrays, options, implementation), arrays)
-            return out, pull(weight)[0]
+            return out, pull(weight.astype(out.dtype))[0]
 
         return run(arrays)
 
     with dispatch.interpreted():
-        ours, theirs = run("gpu"), run("xla")
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        ours = run(arrays, "gpu")
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(run(exact, "xla")), strict=True):
         np.testing.assert_allclose(wide(a), wide(b), atol=0.01 * np.abs(wide(b)).max())
 
 
@@ -96,21 +97,6 @@ def test_bfloat16_is_as_near_as_the_xla_path():
     with dispatch.interpreted():
         error = [np.sqrt(np.mean((wide(attend(arrays, options, name)) - exact) ** 2)) for name in ("gpu", "xla")]
     assert error[0] < 1.5 * error[1]
-
-
-def test_a_mesh_splits_batch_and_heads():
-    """8 devices compute what one does."""
-    arrays, options = call(batch=4, size=(4, 4), heads=2, window=(4, 4), bias=True)
-
-    def total(arrays):
-        return (attend(arrays, options, "gpu").astype(jnp.float32) ** 2).sum()
-
-    with dispatch.interpreted():
-        expected = jax.grad(total)(arrays)
-        with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
-            gradients = jax.jit(jax.grad(total))(arrays)
-    for ours, theirs in zip(gradients, expected, strict=True):
-        np.testing.assert_allclose(wide(ours), wide(theirs), atol=1e-2)
 
 
 def shapes(batch, size, heads, head_dim, tokens):
@@ -147,6 +133,19 @@ def test_stages_of_models_lower(stage):
     assert kernels == (2 if stage != "swin_v2_b 1 of 16" else 1)  # its gradient is XLA's
 
 
+def test_a_mesh_splits_batch_and_heads():
+    """Each of 8 GPUs computes its images and heads; the only collective sums the bias's gradient over the batch."""
+    step = functools.partial(gradient, window_size=7, shift=3, implementation="gpu")
+    text = gpu.lower(step, *shapes(8, (14, 14), 4, 32, 49), data=2, fsdp=2, tensor=2)
+    calls = [line for line in text.splitlines() if "stablehlo.custom_call @mosaic_gpu_v2" in line]
+    assert len(calls) == 2
+    for line in calls:
+        assert line.count("tensor<28x14x64xbf16>") in (4, 7)  # 2 images of 14 rows, 2 heads of 32 channels
+    assert text.count("stablehlo.all_reduce") == 1
+    assert "all_gather" not in text
+    assert "all_to_all" not in text
+
+
 def test_head_dims_that_are_multiples_of_16_lower():
     for head_dim in (16, 48, 80, 96):
         step = functools.partial(gradient, window_size=7, shift=3, implementation="gpu")
@@ -172,7 +171,7 @@ def test_what_the_kernel_does_not_take_is_refused(why):
     shape = given.pop("bias")
     bias = None if shape is None else jax.ShapeDtypeStruct(shape, jnp.float32)
     attend = functools.partial(window_attention, window_size=given.pop("window"), **given)
-    with jax.sharding.use_abstract_mesh(gpu.device()):
+    with jax.sharding.use_abstract_mesh(gpu.mesh()):
         (choice,) = explain(attend, operand, operand, operand, bias=bias)
         assert choice.implementation == "xla"
         with pytest.raises(InputError, match=why):
@@ -181,7 +180,7 @@ def test_what_the_kernel_does_not_take_is_refused(why):
 
 def test_an_older_gpu_takes_xla():
     operand = jax.ShapeDtypeStruct((1, 8, 8, 2, 32), jnp.bfloat16)
-    with jax.sharding.use_abstract_mesh(gpu.device("NVIDIA A100-SXM4-80GB", 108)):
+    with jax.sharding.use_abstract_mesh(gpu.mesh("NVIDIA A100-SXM4-80GB", 108)):
         (choice,) = explain(functools.partial(window_attention, window_size=4), operand, operand, operand)
     assert choice.implementation == "xla"
     assert "sm_90" in choice.refused["gpu"]
