@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from vision_jax.kernels import dispatch
 from vision_jax.kernels.over_mesh import local_shape, over_mesh, split_axes
 from vision_jax.kernels.packed_heads import Heads
-from vision_jax.kernels.window_attention import bands, tpu, xla
+from vision_jax.kernels.window_attention import bands, runs, tpu, xla
 
 from vision_jax.errors import InputError, unknown
 
@@ -62,11 +62,13 @@ def window_attention(
 
     axes = split_axes({"batch": [k.shape[0]], "heads": [q.shape[3], k.shape[3]]})
     batch, H, W, heads, head_dim = local_shape((*k.shape[:3], *q.shape[3:]), MAP, axes)
-    layout = bands.Bands(batch, (H, W), Heads(heads, head_dim), window_size, shift, dilation)
+    of_tpu = bands.Bands(batch, (H, W), Heads(heads, head_dim), window_size, shift, dilation)
+    of_gpu = runs.Runs(batch, (H, W), heads, head_dim, window_size, shift, dilation)
     other = {"halo": any(halo), "query_bias": query_bias is not None, "key_windows": key_windows is not None}
     other = [name for name, used in other.items() if used] + ["shared queries"] * (q.shape[:3] != k.shape[:3])
     refusals = {
-        "tpu": bands.refusal(layout, q, k, v, return_lse=return_lse, other=other),
+        "tpu": bands.refusal(of_tpu, q, k, v, return_lse=return_lse, other=other),
+        "gpu": runs.refusal(of_gpu, q, k, v, bias, return_lse=return_lse, other=other),
     }
     chosen = dispatch.choose("window_attention", (batch, *q.shape[1:3], heads, head_dim), implementation, refusals)
     if chosen == "xla":
@@ -75,9 +77,15 @@ def window_attention(
             query_bias=query_bias, key_mask=key_mask, key_windows=key_windows, scale=scale,
         )  # fmt: skip
         return (out, lse) if return_lse else out
+    if chosen == "gpu":
+        from vision_jax.kernels.window_attention import gpu  # here, because not every build of JAX has Mosaic GPU
+
+        kernel = functools.partial(gpu.window_attention, runs=of_gpu)
+    else:
+        kernel = functools.partial(tpu.window_attention, bands=of_tpu)
     bias_names = ("heads", None, None) if bias is None or bias.ndim == 3 else (None, "heads", None, None)
     return over_mesh(
-        functools.partial(tpu.window_attention, bands=layout),
+        kernel,
         (q, k, v, bias, key_mask, jnp.broadcast_to(jnp.asarray(scale, jnp.float32), q.shape[3:4])),
         (MAP, MAP, MAP, bias_names, MAP[:3], ("heads",)),
         MAP,

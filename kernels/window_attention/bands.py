@@ -5,8 +5,8 @@ import functools
 import math
 
 import jax
-import jax.numpy as jnp
 from vision_jax.kernels.packed_heads import LANES, VMEM, Heads
+from vision_jax.kernels.window_attention.fast_path import beyond
 
 SCORES = 2**15  # elements of one head's scores that are computed at once, and
 WINDOWS = 8  # windows at most: fewer leave the units idle between dependent steps, more spill registers
@@ -113,16 +113,9 @@ def refusal(bands, q, k, v, *, return_lse, other):
       return_lse: whether the caller wants the log-sum-exp.
       other: names of options in use that only XLA has.
     """
-    if other:
-        return f"{', '.join(other)}: through XLA only"
-    if return_lse:
-        return "return_lse: the kernel keeps no log-sum-exp"
-    if k.shape[3:] != q.shape[3:] or v.shape != k.shape:
-        return "k and v must have q's heads and head_dim"
-    if q.dtype not in (jnp.float32, jnp.bfloat16) or not q.dtype == k.dtype == v.dtype:
-        return f"q, k and v must all be bfloat16 or all float32, not {q.dtype}, {k.dtype} and {v.dtype}"
-    if any(bands.shift) and max(bands.dilation) > 1:
-        return "shift with dilation: through XLA only"
+    reason = beyond(bands, q, k, v, return_lse=return_lse, other=other)
+    if reason:
+        return reason
     needed = bands.bytes_of_blocks(7, q.dtype.itemsize) + 8 * 4 * bands.at_once * max(bands.tokens, LANES) ** 2
     if needed > VMEM:
         return (

@@ -41,11 +41,17 @@ def partition_with_halo(x, window_size, halo):
 
 
 @functools.cache
-def seam_mask(size, window_size, shift, dilation):
-    """bool [windows, tokens, tokens]: True where query and key lie on one side of the seam that the shift makes."""
+def seam_sides(size, window_size, shift, dilation):
+    """int [windows, tokens]: on which side of the seams that the shift makes a token lies, 0 to 3."""
     sides = [np.arange(n) >= n - s for n, s in zip(size, shift, strict=True)]
     side = (2 * sides[0][:, None] + sides[1][None, :])[None]
-    side = np.asarray(partition(side, window_size, dilation))[0]
+    return np.asarray(partition(side, window_size, dilation))[0]
+
+
+@functools.cache
+def seam_mask(size, window_size, shift, dilation):
+    """bool [windows, tokens, tokens]: True where query and key lie on one side of the seam that the shift makes."""
+    side = seam_sides(size, window_size, shift, dilation)
     return side[:, :, None] == side[:, None, :]
 
 
