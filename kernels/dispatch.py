@@ -9,6 +9,9 @@ import jax
 from vision_jax.errors import InputError, unknown
 
 IMPLEMENTATIONS = ("xla", "tpu", "gpu")
+# Run by name only. GPU kernels are lowered for an H200 and interpreted, but have not run on one; the interpreter is
+# given other products than the tensor cores'.
+BY_NAME = ("gpu",)
 
 _explained = contextvars.ContextVar("explained", default=None)
 _interpret = contextvars.ContextVar("interpret", default=False)
@@ -43,7 +46,7 @@ def choose(operator, shape, implementation, refusals):
       operator: its name, for messages.
       shape: of the queries, on one device.
       implementation: the caller's wish, one of `IMPLEMENTATIONS`, or None: the kernel of the device where it takes the
-        call, else XLA.
+        call, but none of `BY_NAME`; else XLA.
       refusals: for "tpu" and "gpu" why the kernel does not take these shapes and options, or None where it does.
 
     Returns:
@@ -61,6 +64,9 @@ def choose(operator, shape, implementation, refusals):
             refused.setdefault(name, f"this program is for a {platform}")
     if "gpu" in refusals and platform == "gpu" and not any(name in kind for name in ("H100", "H200", "GH200")):
         refused.setdefault("gpu", f"the kernel is for sm_90, which {kind} is not")
+    if implementation is None:
+        for name in set(refusals) & set(BY_NAME):
+            refused.setdefault(name, f"by implementation={name!r} only: it has not been tried on this hardware")
     chosen = implementation or next((name for name in refusals if name == platform and name not in refused), "xla")
     if chosen in refused:
         raise InputError(f"implementation={chosen!r} of {operator} cannot run: {refused[chosen]}")

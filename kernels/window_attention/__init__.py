@@ -45,8 +45,8 @@ def window_attention(
         arXiv:2303.08810), in this order.
       scale: factor of the scores, a number or [heads]; None is head_dim ** -0.5.
       return_lse: return the log-sum-exp of the scores too.
-      implementation: "xla", "tpu" or "gpu"; None is the kernel of the device where it takes the call, else XLA
-        (`vision_jax.kernels.explain` says which and why).
+      implementation: "xla", "tpu" or "gpu"; None is the TPU's kernel there, where it takes the call, else XLA
+        (`vision_jax.kernels.explain` says which and why). The kernel for sm_90 GPUs has not run on one yet: by name.
 
     Returns:
       [B, H, W, heads, value_dim] in v's dtype, of q's map where that is coarser; or (that, the same without its last

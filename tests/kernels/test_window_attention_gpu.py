@@ -124,11 +124,12 @@ STAGES = {  # (size, heads, head_dim, options), of models at 224 and at 1,024 pi
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_stages_of_models_lower(stage):
-    """Chosen without being asked for, forward and backward."""
+    """Forward and backward, asked for by name."""
     size, heads, head_dim, options = STAGES[stage]
     window = options["window_size"]
     tokens = window**2 if isinstance(window, int) else window[0] * window[1]
-    text = gpu.lower(functools.partial(gradient, **options), *shapes(2, size, heads, head_dim, tokens))
+    step = functools.partial(gradient, implementation="gpu", **options)
+    text = gpu.lower(step, *shapes(2, size, heads, head_dim, tokens))
     kernels = text.count("stablehlo.custom_call @mosaic_gpu_v2")
     assert kernels == (2 if stage != "swin_v2_b 1 of 16" else 1)  # its gradient is XLA's
 
@@ -176,6 +177,14 @@ def test_what_the_kernel_does_not_take_is_refused(why):
         assert choice.implementation == "xla"
         with pytest.raises(InputError, match=why):
             jax.eval_shape(functools.partial(attend, implementation="gpu"), operand, operand, operand, bias=bias)
+
+
+def test_xla_runs_where_the_kernel_is_not_named():
+    operand = jax.ShapeDtypeStruct((1, 8, 8, 2, 32), jnp.bfloat16)
+    with jax.sharding.use_abstract_mesh(gpu.mesh()):
+        (choice,) = explain(functools.partial(window_attention, window_size=4), operand, operand, operand)
+    assert choice.implementation == "xla"
+    assert "not been tried" in choice.refused["gpu"]
 
 
 def test_an_older_gpu_takes_xla():
