@@ -9,6 +9,10 @@ GPU's memory, only two numbers a token that tell which keys a query sees.
 The backward pass computes the probabilities again: the operands are its only residuals. Each block sums its own part of
 the bias's gradient, and the parts are summed in a fixed order outside: results are the same from run to run. Windows
 above 64 slots have only the forward kernel; their gradient is the XLA path's.
+
+Written against the interpreter and the lowering for an H200, before any run on one. What to look at first there: each
+run is a copy of its own, and all 128 threads arrive at the barrier for each. One copy of a whole window would need a
+view of shared memory in three dimensions, which Mosaic GPU does not fold into the two of a product's tile.
 """
 
 import functools
