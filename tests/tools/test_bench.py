@@ -16,6 +16,7 @@ from vision_jax.tools.bench import machine, models, ours, peers, report, timing
 RESULT = {
     "model": "resnet18",
     "family": "resnet",
+    "clock": "wall",
     "kind": "forward",
     "batch": 8,
     "ours": {"seconds": timing.Spread(0.1, 0.09, 0.12), "compile_seconds": 1.25, "memory_bytes": 3 * 2**20},
@@ -80,6 +81,7 @@ def test_markdown():
     assert "| cvt_13 | 8 | 80.0 | 100.0 (90.0 to 120.0) |  |  | 1.2 | 3 |" in text
     assert "Ratio to timm: median 1.25, from 0.50 to 2.00, over 2 rows." in text
     assert "Training" not in text
+    assert "| images/CPU s | CPU ms | timm, CPU ms |" in report.to_markdown({}, [{**RESULT, "clock": "cpu"}])
     on_chip = {**RESULT, "kind": "train", "ours": {**RESULT["ours"], "roofline": 0.25}}
     assert "of the roof" in report.to_markdown({}, [on_chip])
     assert "| 25% |" in report.to_markdown({}, [on_chip])

@@ -46,3 +46,11 @@ def test_scanned_blocks_cost_as_much():
 
     models = [vj.create_model("vit_tiny_patch16_224", abstract=True, depth=5, scan_blocks=s) for s in (False, True)]
     assert count_cost(models[0]) == count_cost(models[1])
+
+
+def test_a_grouped_convolution_costs_what_its_groups_cost():
+    """Not what the form for CPUs costs, which multiplies zeros between the groups."""
+    from vision_jax.tools.cost import count_cost
+
+    macs = count_cost(vj.create_model("resnext50_32x4d", abstract=True)).macs / 1e9
+    assert macs == pytest.approx(vj.model_info("resnext50_32x4d").gmacs, rel=0.01)

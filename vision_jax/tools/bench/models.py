@@ -67,8 +67,8 @@ def measure(args, threads, tell=print):
       tell: called with a line about each result.
 
     Returns:
-      A list of dicts: "model", "family", "kind" ("forward" or "train"), "batch", "ours" {"seconds", ...} and "peers"
-      {name: {"seconds", "ratio"}}; seconds of a call and ratios are (median, low, high), see `timing.Spread`.
+      A list of dicts: "model", "family", "clock", "kind" ("forward" or "train"), "batch", "ours" {"seconds", ...} and
+      "peers" {name: {"seconds", "ratio"}}; seconds of a call and ratios are (median, low, high): `timing.Spread`.
 
     Raises:
       InputError: see `check`.
@@ -87,7 +87,8 @@ def measure(args, threads, tell=print):
         for batch in args.batch:
             for kind in ("forward", "train")[: 1 + args.train]:
                 result = compare(ours, others, kind, batch, args.repeats, CLOCKS[args.clock])
-                results.append({"model": name, "family": family_of(name.partition(".")[0]), **result})
+                about = {"model": name, "family": family_of(name.partition(".")[0]), "clock": args.clock}
+                results.append({**about, **result})
                 tell(_line(results[-1]))
     return results
 

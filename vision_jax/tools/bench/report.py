@@ -24,9 +24,10 @@ def to_markdown(environment, results):
 def _table(rows):
     peers = list(dict.fromkeys(name for row in rows for name in row["peers"]))
     roof = any("roofline" in row["ours"] for row in rows)
-    head = ["model", "batch", "images/s", "ms"]
+    processor = "CPU " if rows[0]["clock"] == "cpu" else ""
+    head = ["model", "batch", f"images/{processor}s", f"{processor}ms"]
     for peer in peers:
-        head += [f"{peer}, ms", "ratio"]
+        head += [f"{peer}, {processor}ms", "ratio"]
     head += ["compile, s", "memory, MiB"] + ["of the roof"] * roof
     lines = [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
     for row in rows:
