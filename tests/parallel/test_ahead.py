@@ -36,7 +36,7 @@ HloModule jit_f, is_scheduled=true
   %p = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) parameter(0)
   %i = s32[]{:T(128)} get-tuple-element(%p), index=0
   %x = f32[8,128]{1,0:T(8,128)} get-tuple-element(%p), index=1
-  %ar = f32[8,128]{1,0:T(8,128)} all-reduce(%x), channel_id=1, replica_groups=[2,2]<=[2,2]T(1,0), to_apply=%add
+  %ar = f32[8,128]{1,0:T(8,128)} all-reduce(%x), channel_id=1, replica_groups=[4,2]<=[2,2,2]T(0,2,1), to_apply=%add
   %y = f32[8,128]{1,0:T(8,128)S(1)} negate(%ar)
   ROOT %t = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) tuple(%i, %ar)
 }
