@@ -141,9 +141,9 @@ STAGES = {  # (size, heads, kernel_size, dilation): NAT-B's at 224 pixels, DiNAT
 @pytest.mark.parametrize("stage", STAGES)
 def test_stages_of_models_compile(stage, generation):
     size, heads, kernel_size, dilation = STAGES[stage]
-    for dtype in (jnp.bfloat16, jnp.float32):
-        if dtype == jnp.float32 and max(size) > 64 and len(size) > 1:
-            continue  # the gradient's sums of a large map leave no room in VMEM: XLA takes it, see `explain`
+    # float32 once; of a large map the gradient's sums leave it no room in VMEM: XLA takes it, see `explain`
+    fits = len(size) == 1 or max(size) <= 64
+    for dtype in (jnp.bfloat16, jnp.float32)[: 2 if generation == "v5e" and fits else 1]:
         options = dict(kernel_size=kernel_size, dilation=dilation, implementation="tpu")
         step = functools.partial(gradient, **options)
         pod.compile_for(pod.mesh(generation), step, *shapes(2, size, heads, kernel_size, dtype))

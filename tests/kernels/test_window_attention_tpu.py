@@ -154,7 +154,8 @@ def test_stages_of_models_compile(stage, generation):
     size, heads, head_dim, options = STAGES[stage]
     window = options["window_size"]
     tokens = window**2 if isinstance(window, int) else window[0] * window[1]
-    for dtype in (jnp.bfloat16, jnp.float32):
+    # float32 once, and not where its six passes take a minute to compile
+    for dtype in (jnp.bfloat16, jnp.float32)[: 2 if generation == "v5e" and tokens <= 256 else 1]:
         step = functools.partial(gradient, implementation="tpu", **options)
         pod.compile_for(pod.mesh(generation), step, *shapes(8, size, heads, head_dim, tokens, dtype))
 
