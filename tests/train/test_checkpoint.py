@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tiny import unstack
 from vision_jax.errors import InputError
+from vision_jax.train import orbax_errors
 from vision_jax.train.checkpoint import Checkpointer, read
 from vision_jax.train.named_state import from_named, targets, to_named
 
@@ -177,6 +178,15 @@ def test_damage_is_told_in_few_words(tmp_path):
     lines = done.stderr.splitlines()
     assert ["cannot be read" in line or "renamed to" in line for line in lines] == [True, True], done.stderr[:3000]
     assert max(map(len, lines)) < 500
+
+
+@pytest.mark.parametrize("said", ["Event loop is closed", "cannot schedule new futures after shutdown"])
+def test_reads_that_end_late_are_not_told(said):
+    orbax_errors.ignore_late_reads()
+    for name, error, told in (("absl", said, False), ("asyncio", said, False), ("absl", "disk full", True)):
+        found = (RuntimeError, RuntimeError(error), None)
+        record = logging.LogRecord(name, logging.ERROR, "future.py", 1, "raised", (), found)
+        assert bool(logging.getLogger(name).filter(record)) == told
 
 
 def test_nothing_whole_left(tmp_path):

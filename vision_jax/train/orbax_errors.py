@@ -29,7 +29,8 @@ def unsaid():
 
 def ignore_late_reads():
     """To be called before a load: where one read fails, the others still end, later, each with its own traceback."""
-    logging.getLogger("asyncio").addFilter(_not_late)
+    for logger in (logging.getLogger("asyncio"), absl_logging.get_absl_logger()):
+        logger.addFilter(_not_late)
     if not getattr(sys.excepthook, "ignores_late_reads", False):
         sys.excepthook = _unless_late(sys.excepthook, lambda kind, error, traceback: error)
         sys.unraisablehook = _unless_late(sys.unraisablehook, lambda unraisable: unraisable.exc_value)
@@ -37,7 +38,9 @@ def ignore_late_reads():
 
 def _is_late(error):
     told = str(error)
-    return told == "Event loop is closed" or told.startswith("Encountered error while reading array index")
+    # the second where the process ends before the reads do
+    endings = ("Event loop is closed", "cannot schedule new futures after shutdown")
+    return told in endings or told.startswith("Encountered error while reading array index")
 
 
 def _not_late(record):
