@@ -73,30 +73,14 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(chunks, "CHUNK", 32)
 
 
-def close(ours, theirs, tolerance):
-    """Within `tolerance` of every number and of the largest."""
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_allclose(a, b, atol=tolerance * max(1, np.abs(b).max()), rtol=tolerance)
-
-
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("name", CALLS)
 def test_the_kernel_equals_the_xla_path(name):
     arrays, options = CALLS[name]
 
-    def run(implementation):
-        @jax.jit
-        def run(arrays):
-            out, pull = jax.vjp(lambda arrays: attend(arrays, options, implementation), arrays)
-            return out, pull(jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size).reshape(x.shape)), out))[0]
-
-        return run(arrays)
-
-    with dispatch.interpreted():
-        (out, gradients), (expected, theirs) = run("tpu"), run("xla")
-    close(out, expected, 1e-5)
-    close(gradients, theirs, 1e-4)
+    (out, gradients), (expected, theirs) = pod.kernel_and_xla(attend, arrays, options)
+    pod.assert_close(out, expected, 1e-5)
+    pod.assert_close(gradients, theirs, 1e-4)
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -110,7 +94,7 @@ def test_no_race_between_steps(name):
 
     with dispatch.interpreted(pltpu.InterpretParams(detect_races=True)):
         gradients = jax.jit(jax.grad(total), static_argnums=1)(arrays, "tpu")
-    close(gradients, jax.jit(jax.grad(total), static_argnums=1)(arrays, "xla"), 1e-4)
+    pod.assert_close(gradients, jax.jit(jax.grad(total), static_argnums=1)(arrays, "xla"), 1e-4)
     from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 
     assert not interpret_pallas_call.races.races_found
@@ -184,7 +168,7 @@ def test_extreme_decays(reverse):
         out = attend(arrays, options, "tpu")
         gradients = jax.jit(jax.grad(total), static_argnums=1)(arrays, "tpu")
     np.testing.assert_allclose(out, reference.linear_attention(**numbers, **options)[0], rtol=1e-5, atol=1e-5)
-    close(gradients, jax.jit(jax.grad(total), static_argnums=1)(arrays, "xla"), 1e-4)
+    pod.assert_close(gradients, jax.jit(jax.grad(total), static_argnums=1)(arrays, "xla"), 1e-4)
 
 
 MESH_CALLS = {
@@ -204,7 +188,7 @@ def test_a_mesh_splits_batch_and_heads(name):
         expected = jax.jit(jax.grad(total))(arrays)
         with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
             gradients = jax.jit(jax.grad(total))(arrays)
-    close(gradients, expected, 1e-4)
+    pod.assert_close(gradients, expected, 1e-4)
 
 
 def gradient(q, k, v, **options):

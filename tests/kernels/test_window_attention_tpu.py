@@ -53,22 +53,9 @@ CALLS = {
 @pytest.mark.parametrize("name", CALLS)
 def test_the_kernel_equals_the_xla_path(name):
     arrays, options = CALLS[name]
-    weight = jnp.asarray(np.random.default_rng(1).normal(size=arrays[0].shape), jnp.float32)
-
-    def run(implementation):
-        @jax.jit
-        def run(arrays):
-            out, pull = jax.vjp(lambda arrays: attend(arrays, options, implementation), arrays)
-            return out, pull(weight)[0]
-
-        return run(arrays)
-
-    with dispatch.interpreted():
-        (out, gradients), (expected, theirs) = run("tpu"), run("xla")
-    np.testing.assert_allclose(out, expected, atol=1e-5, rtol=1e-5)
-    for ours, other in zip(gradients, theirs, strict=True):
-        if other is not None:
-            np.testing.assert_allclose(ours, other, atol=1e-4 * max(1, np.abs(other).max()), rtol=1e-4)
+    (out, gradients), (expected, theirs) = pod.kernel_and_xla(attend, arrays, options)
+    pod.assert_close(out, expected, 1e-5)
+    pod.assert_close(gradients, theirs, 1e-4)
 
 
 def test_no_race_between_copies():
