@@ -5,7 +5,7 @@ import functools
 import math
 
 import jax
-from vision_jax.kernels.packed_heads import LANES, VMEM, Heads
+from vision_jax.kernels.packed_heads import LANES, LEAST_VMEM, Heads
 from vision_jax.kernels.window_attention.fast_path import beyond
 
 SCORES = 2**15  # elements of one head's scores that are computed at once, and
@@ -116,8 +116,10 @@ def refusal(bands, q, k, v, *, return_lse, other):
     reason = beyond(bands, q, k, v, return_lse=return_lse, other=other)
     if reason:
         return reason
-    needed = bands.bytes_of_blocks(7, q.dtype.itemsize) + 8 * 4 * bands.at_once * max(bands.tokens, LANES) ** 2
-    if needed > VMEM:
+    score = 4 * bands.tokens * -(-bands.tokens // LANES) * LANES
+    tables = (4 if any(bands.shift) else 1) + 1  # bias and mask by kind of window, and the bias's gradient
+    needed = bands.bytes_of_blocks(7, q.dtype.itemsize) + (2 * tables * bands.heads.in_step + 8 * bands.at_once) * score
+    if needed > LEAST_VMEM:
         return (
             f"a band of {bands.window[0]} x {bands.size[1]} tokens of {bands.heads.lanes} channels does not fit in VMEM"
         )
