@@ -8,7 +8,6 @@ import jax
 
 from vision_jax.errors import InputError, unknown
 
-IMPLEMENTATIONS = ("xla", "tpu", "gpu")
 # Run by name only. GPU kernels are lowered for an H200 and interpreted, but have not run on one; the interpreter is
 # given other products than the tensor cores'.
 BY_NAME = ("gpu",)
@@ -45,34 +44,47 @@ def choose(operator, shape, implementation, refusals):
     Args:
       operator: its name, for messages.
       shape: of the queries, on one device.
-      implementation: the caller's wish, one of `IMPLEMENTATIONS`, or None: the kernel of the device where it takes the
-        call, but none of `BY_NAME`; else XLA.
-      refusals: for "tpu" and "gpu" why the kernel does not take these shapes and options, or None where it does.
+      implementation: the caller's wish, "xla" or a kernel; or None: the kernel of the device where it takes the call,
+        but none of `BY_NAME`; else XLA.
+      refusals: for each kernel that there is, "tpu" or "gpu", a function that tells why it does not take these shapes
+        and options, or gives None where it does; called where the answer matters.
 
     Returns:
-      One of `IMPLEMENTATIONS`.
+      "xla", "tpu" or "gpu".
 
     Raises:
       InputError: an unknown implementation, or a named one that cannot run here, with the reason.
     """
-    if implementation is not None and implementation not in IMPLEMENTATIONS:
-        raise unknown("implementation", implementation, IMPLEMENTATIONS)
+    if implementation not in (None, "xla", *refusals):
+        raise unknown(f"implementation of {operator}", implementation, ("xla", *refusals))
     platform, kind = device()
-    refused = {name: reason for name, reason in refusals.items() if reason}
-    for name in refusals:
-        if platform != name and not _interpret.get():
-            refused.setdefault(name, f"this program is for a {platform}")
-    if "gpu" in refusals and platform == "gpu" and not any(name in kind for name in ("H100", "H200", "GH200")):
-        refused.setdefault("gpu", f"the kernel is for sm_90, which {kind} is not")
-    if implementation is None:
-        for name in set(refusals) & set(BY_NAME):
-            refused.setdefault(name, f"by implementation={name!r} only: it has not been tried on this hardware")
+    asked = _explained.get() is not None
+    reasons = {}
+    for name, refusal in refusals.items():
+        reason = _elsewhere(name, platform, kind)
+        if asked or name == implementation or not reason:  # what the call is matters more than where
+            reason = refusal() or reason
+        if not reason and implementation is None and name in BY_NAME:
+            reason = f"by implementation={name!r} only: it has not been tried on this hardware"
+        reasons[name] = reason
+    refused = {name: reason for name, reason in reasons.items() if reason}
     chosen = implementation or next((name for name in refusals if name == platform and name not in refused), "xla")
     if chosen in refused:
         raise InputError(f"implementation={chosen!r} of {operator} cannot run: {refused[chosen]}")
-    if _explained.get() is not None:
+    if asked:
         _explained.get().append(Choice(operator, tuple(shape), chosen, refused))
     return chosen
+
+
+def _elsewhere(name, platform, kind):
+    """Why a kernel does not run on this device, whatever the call, or None."""
+    if _interpret.get():
+        return None
+    if platform != name:
+        return f"this program is for a {platform}"
+    if name == "gpu" and not any(made in kind for made in ("H100", "H200", "GH200")):
+        return f"the kernel is for sm_90, which {kind} is not"
+    return None
 
 
 def explain(f, *args, **kwargs):
@@ -87,18 +99,17 @@ def explain(f, *args, **kwargs):
     Returns:
       A list of `Choice`, one for each call in the order of tracing (a scanned stack of blocks is traced once).
     """
-    is_array = lambda x: hasattr(x, "shape") and hasattr(x, "dtype")  # noqa: E731
     leaves, tree = jax.tree.flatten((args, kwargs))
-    arrays = [leaf for leaf in leaves if is_array(leaf)]
+    traced = [hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves]
 
     def call(*arrays):
         left = iter(arrays)
-        args, kwargs = tree.unflatten([next(left) if is_array(leaf) else leaf for leaf in leaves])
+        args, kwargs = tree.unflatten([next(left) if one else leaf for leaf, one in zip(leaves, traced, strict=True)])
         return f(*args, **kwargs)
 
     token = _explained.set([])
     try:
-        jax.eval_shape(call, *arrays)
+        jax.eval_shape(call, *(leaf for leaf, one in zip(leaves, traced, strict=True) if one))
         return _explained.get()
     finally:
         _explained.reset(token)

@@ -18,6 +18,7 @@ from vision_jax.errors import InputError
 DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
 AXES = (DATA, FSDP, TENSOR)
 BATCH = (DATA, FSDP)  # the axes over which the examples of a batch are split
+SPLIT = {"batch": BATCH, "heads": (TENSOR,), "channels": (TENSOR,)}  # a dimension of a call -> what may split it
 
 
 def make_mesh(data=-1, fsdp=1, tensor=1, devices=None):
@@ -79,26 +80,76 @@ def constrain_batch(x):
     return constrain(x, BATCH)
 
 
-def per_device(fn, x, leaves, channels=None):
-    """fn(x, leaves) -> y, where every device runs fn on the examples that it holds.
-
-    The compiler must not partition a grouped convolution: the gradient of its kernel comes out multiplied by the size
-    of every axis over which the batch is not split (depthwise: JAX 0.10.2 and 0.12), or the batch is gathered
-    (openxla/xla#47945).
+def split_axes(sizes):
+    """The axes of the mesh in force that split the dimensions of a call, for `over_mesh`.
 
     Args:
-      fn: (x [b, ...], leaves) -> y [b, ...].
-      x: [B, ...].
-      leaves: a tree of arrays that every device holds whole.
-      channels: an axis of the mesh over which the last dimension of x, y and the leaves is split too.
+      sizes: for names of `SPLIT` the sizes, all of which an axis must divide (queries and keys may differ in heads).
+
+    Returns:
+      For each of the names its axes; one that does not divide, or is already manual, is left out.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.manual_axes:
-        return fn(x, leaves)
-    split = fit((BATCH, *(None,) * (x.ndim - 2), channels), x.shape, mesh)
-    shares = jax.tree.map(lambda leaf: P(*(None,) * (leaf.ndim - 1), split[-1]), leaves)
-    # A custom gradient inside fn does not say over which axes it varies, so that this cannot be checked.
-    return jax.shard_map(fn, in_specs=(split, shares), out_specs=split, check_vma=False)(x, leaves)
+    manual = set(mesh.manual_axes)
+    out = {}
+    for name, every in sizes.items():
+        kept, parts = [], 1
+        for axis in SPLIT[name]:
+            more = parts * mesh.shape.get(axis, 0)
+            if more and axis not in manual and all(size % more == 0 for size in every):
+                kept.append(axis)
+                parts = more
+        out[name] = tuple(kept)
+    return out
+
+
+def local_shape(shape, names, axes):
+    """The shape of one device's part of an array whose dimensions are called `names`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return tuple(
+        size // math.prod(mesh.shape[axis] for axis in axes.get(name, ()))
+        for size, name in zip(shape, names, strict=True)
+    )
+
+
+def over_mesh(f, operands, names, out_names, axes):
+    """f(*operands), each device with its part: for what the compiler cannot partition, or must not.
+
+    It cannot partition a Pallas call. It must not partition a grouped convolution: the gradient of its kernel comes out
+    multiplied by the size of every axis over which the batch is not split (depthwise: JAX 0.10.2 and 0.12), or the
+    batch is gathered (openxla/xla#47945).
+
+    Args:
+      f: a function of the operands' parts.
+      operands: arrays, or None where an optional one is absent.
+      names: for each operand the names of its dimensions, of `SPLIT`, or None for one that is kept whole.
+      out_names: the same for the result, or a list of them for a tuple of results.
+      axes: from `split_axes`.
+
+    Returns:
+      The result, whole.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    free = set(mesh.axis_names) - set(mesh.manual_axes)
+    if not free:
+        return f(*operands)
+    present = [operand is not None for operand in operands]
+
+    def spec(names):
+        return P(*(axes.get(name) or None for name in names))
+
+    def part(*arrays):
+        left = iter(arrays)
+        return f(*(next(left) if there else None for there in present))
+
+    # Every free axis is made manual: the compiler would partition the call over one that is left to it.
+    return jax.shard_map(
+        part,
+        in_specs=tuple(spec(n) for n, there in zip(names, present, strict=True) if there),
+        out_specs=tuple(map(spec, out_names)) if isinstance(out_names, list) else spec(out_names),
+        axis_names=free,
+        check_vma=False,  # neither a Pallas call nor a custom gradient says over which axes its result varies
+    )(*(operand for operand in operands if operand is not None))
 
 
 _placement = contextvars.ContextVar("placement", default=None)

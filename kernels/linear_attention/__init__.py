@@ -1,18 +1,19 @@
 """Linear attention: a state that sums keys times values stands for all the tokens it has seen."""
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from vision_jax.kernels import dispatch
-from vision_jax.kernels.linear_attention import fast_path, tpu, tpu_causal, xla
+from vision_jax.kernels.linear_attention import fast_path, xla
 from vision_jax.kernels.linear_attention.chunks import Chunks
 from vision_jax.kernels.linear_attention.token_tiles import TokenTiles
-from vision_jax.kernels.over_mesh import local_shape, over_mesh, split_axes
 from vision_jax.kernels.packed_heads import Heads
 
 from vision_jax.errors import InputError
+from vision_jax.mesh import local_shape, over_mesh, split_axes
 
 TOKENS = ("batch", None, "heads", None)  # what splits the dimensions of tokens on a mesh
 
@@ -68,11 +69,11 @@ def linear_attention(
     names = ("batch", *(None,) * (q.ndim - 3), "heads", None)
     axes = split_axes({"batch": [len(q)], "heads": [x.shape[-2] for x in (q, k, v)]})
     local = local_shape(q.shape, names, axes)
-    refused = fast_path.refusal(
-        q, k, v, local, causal=causal, log_decay=log_decay, normalizer=normalizer, epsilon=epsilon,
+    refusal = functools.partial(
+        fast_path.refusal, q, k, v, local, causal=causal, log_decay=log_decay, normalizer=normalizer, epsilon=epsilon,
         has_state=initial_state is not None or return_state, chunk_size=chunk_size,
     )  # fmt: skip
-    chosen = dispatch.choose("linear_attention", local, implementation, {"tpu": refused})
+    chosen = dispatch.choose("linear_attention", local, implementation, {"tpu": refusal})
     if chosen == "xla":
         out, state = xla.linear_attention(
             q, k, v, log_decay=log_decay, causal=causal, reverse=reverse, normalizer=normalizer, epsilon=epsilon,
@@ -87,21 +88,29 @@ def linear_attention(
 
 def _global(q, k, v, normalizer, epsilon, tiles, axes):
     """Where every token sees all, by the TPU's kernel."""
+    from vision_jax.kernels.linear_attention import tpu  # here, because Pallas takes its time to import
+
     pair = normalizer if isinstance(normalizer, (tuple, list)) else (None, None)
     operands = [x if x is None else x.reshape(len(x), -1, *x.shape[-2:]) for x in (q, k, v, *pair)]
-    attend = lambda *operands: tpu.linear_attention(*operands, normalizer is not None, epsilon, tiles)  # noqa: E731
+    attend = functools.partial(tpu.linear_attention, normalized=normalizer is not None, epsilon=epsilon, tiles=tiles)
     return over_mesh(attend, operands, (TOKENS,) * len(operands), TOKENS, axes).reshape(q.shape)
 
 
 def _causal(q, k, v, log_decay, state, chunks, axes):
     """The causal form, by the TPU's kernel."""
+    from vision_jax.kernels.linear_attention import tpu_causal
+
     names_of_state, names_of_decay = ("batch", "heads", None, None), ("batch", None, "heads")
     if log_decay is not None and log_decay.ndim == 1:
         log_decay = jnp.broadcast_to(log_decay, (1, *q.shape[1:3]))
         names_of_decay = (None, None, "heads")
-    with_state = lambda out, state: (out, state) if chunks.returns_state else out  # noqa: E731
+
+    def attend(*operands):
+        out, last = tpu_causal.linear_attention(*operands, chunks)
+        return (out, last) if chunks.returns_state else out
+
     return over_mesh(
-        lambda *operands: with_state(*tpu_causal.linear_attention(*operands, chunks)),
+        attend,
         (q, k, v, log_decay, state),
         (TOKENS, TOKENS, TOKENS, names_of_decay, names_of_state),
         [TOKENS, names_of_state] if chunks.returns_state else TOKENS,

@@ -1,14 +1,15 @@
 """Neighborhood attention: every query sees the window around it, in one, two or three dimensions."""
 
+import functools
 import math
 import numbers
 
 from vision_jax.kernels import dispatch
-from vision_jax.kernels.neighborhood_attention import halves, query_tiles, tpu, xla
+from vision_jax.kernels.neighborhood_attention import halves, query_tiles, xla
 from vision_jax.kernels.neighborhood_attention.query_tiles import from_groups, to_groups
-from vision_jax.kernels.over_mesh import local_shape, over_mesh, split_axes
 
 from vision_jax.errors import InputError, unknown
+from vision_jax.mesh import local_shape, over_mesh, split_axes
 
 BORDERS = ("shift", "mask", "zero")
 
@@ -60,21 +61,24 @@ def neighborhood_attention(
     axes = split_axes({"batch": [len(q)], "heads": [q.shape[-2], k.shape[-2]]})
     local = local_shape(q.shape, names, axes)
     used = {"additional_keys": additional_keys is not None, "return_lse": return_lse, "border='zero'": border == "zero"}
-    refused = query_tiles.refusal(q, k, v, local, options, bias is not None, [name for name in used if used[name]])
-    chosen = dispatch.choose("neighborhood_attention", local, implementation, {"tpu": refused})
+    used = [name for name in used if used[name]]
+    refusal = functools.partial(query_tiles.refusal, q, k, v, local, options, bias is not None, used)
+    chosen = dispatch.choose("neighborhood_attention", local, implementation, {"tpu": refusal})
     if chosen == "xla":
         out, lse = xla.neighborhood_attention(
             q, k, v, **options, bias=bias, scale=scale, additional_keys=additional_keys,
             additional_values=additional_values, additional_bias=additional_bias,
         )  # fmt: skip
         return (out, lse) if return_lse else out
-    layout = query_tiles.layout(local, options)
+    from vision_jax.kernels.neighborhood_attention import tpu  # here, because Pallas takes its time to import
+
+    tiles = query_tiles.layout(local, options)
     # A dilation group is a map of its own: the groups of an image join its batch.
     q, k, v = (to_groups(x, options["dilation"]) for x in (q, k, v))
     bias = None if bias is None else bias.reshape(len(bias), -1, bias.shape[-1])
     names = ("batch", None, None, "heads", None)
     out = over_mesh(
-        lambda q, k, v, bias: tpu.neighborhood_attention(q, k, v, bias, scale, layout),
+        functools.partial(tpu.neighborhood_attention, scale=scale, tiles=tiles),
         (q, k, v, bias),
         (names, names, names, ("heads", None, None)),
         names,

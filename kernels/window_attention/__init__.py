@@ -4,11 +4,11 @@ import functools
 
 import jax.numpy as jnp
 from vision_jax.kernels import dispatch
-from vision_jax.kernels.over_mesh import local_shape, over_mesh, split_axes
 from vision_jax.kernels.packed_heads import Heads
-from vision_jax.kernels.window_attention import bands, runs, tpu, xla
+from vision_jax.kernels.window_attention import bands, runs, xla
 
 from vision_jax.errors import InputError, unknown
+from vision_jax.mesh import local_shape, over_mesh, split_axes
 
 BORDERS = ("mask", "zero")
 MAP = ("batch", None, None, "heads", None)  # what splits the operands' dimensions on a mesh
@@ -67,8 +67,8 @@ def window_attention(
     other = {"halo": any(halo), "query_bias": query_bias is not None, "key_windows": key_windows is not None}
     other = [name for name, used in other.items() if used] + ["shared queries"] * (q.shape[:3] != k.shape[:3])
     refusals = {
-        "tpu": bands.refusal(of_tpu, q, k, v, return_lse=return_lse, other=other),
-        "gpu": runs.refusal(of_gpu, q, k, v, bias, return_lse=return_lse, other=other),
+        "tpu": functools.partial(bands.refusal, of_tpu, q, k, v, return_lse=return_lse, other=other),
+        "gpu": functools.partial(runs.refusal, of_gpu, q, k, v, bias, return_lse=return_lse, other=other),
     }
     chosen = dispatch.choose("window_attention", (batch, *q.shape[1:3], heads, head_dim), implementation, refusals)
     if chosen == "xla":
@@ -77,11 +77,14 @@ def window_attention(
             query_bias=query_bias, key_mask=key_mask, key_windows=key_windows, scale=scale,
         )  # fmt: skip
         return (out, lse) if return_lse else out
+    # Kernels are imported where one runs: Pallas takes its time, and not every build of JAX has Mosaic GPU.
     if chosen == "gpu":
-        from vision_jax.kernels.window_attention import gpu  # here, because not every build of JAX has Mosaic GPU
+        from vision_jax.kernels.window_attention import gpu
 
         kernel = functools.partial(gpu.window_attention, runs=of_gpu)
     else:
+        from vision_jax.kernels.window_attention import tpu
+
         kernel = functools.partial(tpu.window_attention, bands=of_tpu)
     bias_names = ("heads", None, None) if bias is None or bias.ndim == 3 else (None, "heads", None, None)
     return over_mesh(

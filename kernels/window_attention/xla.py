@@ -6,7 +6,8 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from vision_jax.kernels.over_mesh import local_shape, split_axes
+
+from vision_jax.mesh import local_shape, split_axes
 
 SCORES = 2**30  # bytes of scores that a device holds at once; where there are more, windows are computed in groups
 

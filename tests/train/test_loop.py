@@ -68,7 +68,7 @@ def assert_same_run(workdir, undisturbed):
 
 def kill(*signals):
     for number in signals:
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)  # os.kill may wake another thread, and the main one hears of it when it likes
 
 
 def at_step(monkeypatch, step, do):
@@ -260,14 +260,13 @@ def test_records_every_few_steps(tmp_path, undisturbed):
     assert told == [(step, every[step]) for step in (5, 10, 12)]
 
 
-def test_tensorboard_and_the_profiler(tmp_path, monkeypatch):
+def test_tensorboard(tmp_path, monkeypatch):
     picture = np.zeros((4, 5, 3), np.uint8)
     monkeypatch.setattr(loop, "report", lambda *_: {"confusion": picture})
-    loop.train(config(profile_steps="3,4"), tmp_path)
+    loop.train(config(), tmp_path)
     tags = {value.tag: value for event in events(tmp_path) for value in event.summary.value}
     assert {"train/loss", "train/learning_rate", "images_per_second", "eval/accuracy"} <= set(tags)
     assert (tags["confusion"].image.height, tags["confusion"].image.width) == (4, 5)
-    assert [path.stat().st_size > 0 for path in (tmp_path / "profile").rglob("*.xplane.pb")] == [True]
 
 
 def events(workdir):
@@ -280,11 +279,15 @@ def events(workdir):
             data = data[16 + length :]
 
 
-def test_a_profile_that_the_run_ends(tmp_path, monkeypatch):
-    at_step(monkeypatch, 4, lambda: kill(signal.SIGTERM))
-    loop.train(config(profile_steps="3,400"), tmp_path)
-    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
-    assert loop.train(config(profile_steps="3,400"), tmp_path)  # resumed behind the first of them
+def test_the_profiler(root, tmp_path):
+    """Two steps, and, in the run that goes on from there, what its end cuts short.
+
+    In a process of its own: a profile takes in every program and thread of its process, here those of other tests.
+    """
+    command = [sys.executable, "-m", "vision_jax.main", *tiny_run.arguments(tmp_path)]
+    for steps, total, profiles in (("3,4", 8, 1), ("11,400", 12, 2)):
+        subprocess.run([*command, f"--config.profile_steps={steps}", f"--config.total={total}"], cwd=root, check=True)
+        assert [path.stat().st_size > 0 for path in tmp_path.rglob("*.xplane.pb")] == [True] * profiles
 
 
 # --- Evaluation.

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vision_jax.layers.grouped_conv import conv, grouped_conv
-from vision_jax.mesh import per_device
+from vision_jax.mesh import over_mesh, split_axes
 from vision_jax.parameters import param, trunc_normal, zeros
 
 
@@ -18,8 +18,8 @@ class Conv(nnx.Module):
       padding: an int or one for each axis, on both sides; None keeps the size of an odd kernel at stride 1; "same" is
         TensorFlow's: the map comes out ceil(size / stride) large, and an odd element of padding lies at the far end.
       groups: number of groups of channels that do not mix; `groups=din` is depthwise.
-      split_over: the axis of the mesh over which a depthwise convolution's channels are split, where those that it is
-        given are; whole by default.
+      split: whether a depthwise convolution's channels are split over the mesh's tensor axis, where those that it is
+        given are.
       bias: whether a bias is added.
       init, bias_init: initialisers.
       dtype: dtype of the computation; the parameters are float32.
@@ -35,7 +35,7 @@ class Conv(nnx.Module):
         padding=None,
         dilation=1,
         groups=1,
-        split_over=None,
+        split=False,
         bias=True,
         init=trunc_normal,
         bias_init=zeros,
@@ -45,7 +45,7 @@ class Conv(nnx.Module):
         if padding is None:
             padding = tuple(d * (k - 1) // 2 for k, d in zip(kernel_size, self.dilation, strict=True))
         self.padding = "SAME" if padding == "same" else tuple((p, p) for p in pair(padding))
-        self.groups, self.split_over, self.dtype = groups, split_over, dtype
+        self.groups, self.split, self.dtype = groups, split, dtype
         taps = kernel_size[0] * kernel_size[1]
         fans = (taps * din // groups, taps * dout // groups)
         self.kernel = param((*kernel_size, din // groups, dout), init, fans)
@@ -56,7 +56,9 @@ class Conv(nnx.Module):
         if self.groups == 1:
             y = conv(x, kernel, self.stride, self.padding, self.dilation)
         else:
-            y = per_device(self._grouped, x, kernel, self.split_over)
+            maps, kernels = (("batch", None, None, "channels"), (None, None, None, "channels"))
+            sizes = {"batch": [len(x)], "channels": [x.shape[-1]]} if self.split else {"batch": [len(x)]}
+            y = over_mesh(self._grouped, (x, kernel), (maps, kernels), maps, split_axes(sizes))
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
     def _grouped(self, x, kernel):

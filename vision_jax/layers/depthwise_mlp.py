@@ -8,7 +8,6 @@ from vision_jax.layers.conv import Conv
 from vision_jax.layers.drop import dropout
 from vision_jax.layers.linear import Linear
 from vision_jax.layers.mlp import gelu
-from vision_jax.mesh import TENSOR
 from vision_jax.parameters import kaiming_normal
 
 
@@ -29,7 +28,7 @@ class DepthwiseMlp(nnx.Module):
         self.act, self.relu, self.drop = act, relu, drop
         self.fc1, self.fc2 = Linear(dim, hidden, dtype=dtype), Linear(hidden, dim, dtype=dtype)
         # the hidden channels are split as fc1's kernel is
-        self.dwconv = Conv(hidden, hidden, 3, groups=hidden, split_over=TENSOR, init=kaiming_normal, dtype=dtype)
+        self.dwconv = Conv(hidden, hidden, 3, groups=hidden, split=True, init=kaiming_normal, dtype=dtype)
 
     def __call__(self, x, train=None):
         x = self.fc1(x)

@@ -35,7 +35,6 @@ from vision_jax.layers.norm import BatchNorm, LayerNorm
 from vision_jax.layers.rotary import axial_angles, rotate
 from vision_jax.layers.scale import MapLayerScale
 from vision_jax.layers.stack import Stack
-from vision_jax.mesh import TENSOR
 from vision_jax.models.base import FeatureInfo, Model, ModelConfig, check_stages
 from vision_jax.registry import check, register
 
@@ -78,7 +77,7 @@ class GatedAttention(nnx.Module):
 
     def __init__(self, dim, num_heads, *, dtype):
         self.qkvo = GatedQKV(dim, num_heads, dim // num_heads, dtype=dtype)
-        self.lepe = Conv(dim, dim, 5, groups=dim, split_over=TENSOR, dtype=dtype)
+        self.lepe = Conv(dim, dim, 5, groups=dim, split=True, dtype=dtype)
         self.proj = PointwiseConv(dim, dim, dtype=dtype)
 
     def __call__(self, x, train=None):
@@ -120,7 +119,7 @@ class ConvMlp(nnx.Module):
 
     def __init__(self, dim, hidden, *, dtype):
         self.fc1, self.fc2 = PointwiseConv(dim, hidden, dtype=dtype), PointwiseConv(hidden, dim, dtype=dtype)
-        self.dwconv = Conv(hidden, hidden, 3, groups=hidden, split_over=TENSOR, dtype=dtype)
+        self.dwconv = Conv(hidden, hidden, 3, groups=hidden, split=True, dtype=dtype)
 
     def __call__(self, x, train=None):
         x = gelu(self.fc1(x))

@@ -248,7 +248,9 @@ class _Loop:
 
     def _profile_from(self, step):
         if step in self.run.config.profile_steps[:1]:
-            jax.profiler.start_trace(self.workdir / "profile")
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # it hooks every thread and call of the process, and slows what is measured
+            jax.profiler.start_trace(self.workdir / "profile", profiler_options=options)
             self.profiling = True
 
     def _profile_until(self, step, state, last):
