@@ -13,8 +13,6 @@ import jax.numpy as jnp
 
 LANES = 128  # of a vector register: the last dimension of an array lies on them
 MASKED = -1e30  # a score that the softmax drops; finite, because infinities would meet and give NaN
-VMEM = 100 * 2**20  # bytes that a step may take: a core of v5e and v6e has 128 MiB, one of v5p
-LEAST_VMEM = 60 * 2**20  # has 64, where the compiler refuses what its neighbours take
 
 
 @dataclasses.dataclass(frozen=True)

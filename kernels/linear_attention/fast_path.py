@@ -1,6 +1,6 @@
 """Which calls the TPU kernels take."""
 
-import jax.numpy as jnp
+from vision_jax.kernels.limits import unequal
 from vision_jax.kernels.linear_attention.chunks import CHUNK
 from vision_jax.kernels.packed_heads import Heads
 
@@ -18,11 +18,9 @@ def refusal(q, k, v, shape, *, causal, log_decay, normalizer, epsilon, has_state
       causal, log_decay, normalizer, epsilon, chunk_size: as the public function takes them.
       has_state: whether a state enters or is returned.
     """
-    if k.shape != q.shape or v.shape != q.shape:
-        return "k and v must have q's heads and head_dim"
-    pair = normalizer if isinstance(normalizer, (tuple, list)) else ()
-    if q.dtype not in (jnp.float32, jnp.bfloat16) or any(x.dtype != q.dtype for x in (k, v, *pair)):
-        return f"all operands must be bfloat16 or all float32, not {', '.join(str(x.dtype) for x in (q, k, v, *pair))}"
+    reason = unequal(q, k, v, *(normalizer if isinstance(normalizer, (tuple, list)) else ()))
+    if reason:
+        return reason
     heads = Heads(*shape[-2:])
     if heads.lanes > LANES:
         return f"{heads.count} heads of {heads.head_dim} do not divide into blocks of at most {LANES} channels"

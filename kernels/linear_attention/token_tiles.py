@@ -4,11 +4,10 @@ import dataclasses
 import functools
 
 import jax.numpy as jnp
+from vision_jax.kernels.limits import largest_divisor
 from vision_jax.kernels.packed_heads import Heads
 
-TILE = (
-    2**17
-)  # elements of a tensor's block: 1,024 tokens of 128 lanes, of which ten blocks twice take 10 MiB in float32
+TILE = 2**17  # elements of a block: 1,024 tokens of 128 lanes; ten blocks, held twice, take 10 MiB in float32
 IMAGES = 8  # of a step, at most: more spill registers
 SUBLANES = 16  # tokens of a register of bfloat16, of which a block of some of the tokens is a multiple
 
@@ -44,8 +43,7 @@ class TokenTiles:
     @functools.cached_property
     def step_images(self):
         """Images of a step: several, where one is small."""
-        most = min(IMAGES, TILE // (self.tile * self.heads.padded), self.batch)
-        return max(n for n in range(1, most + 1) if self.batch % n == 0)
+        return largest_divisor(self.batch, min(IMAGES, TILE // (self.tile * self.heads.padded)))
 
     @property
     def block(self):

@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from vision_jax.kernels import dispatch
+from vision_jax.kernels import dispatch, limits
 from vision_jax.kernels.linear_attention import packed_states
-from vision_jax.kernels.packed_heads import VMEM
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
@@ -83,7 +82,7 @@ def _call(kernel, phases, operands, results, normalized, epsilon, tiles):
         out_shape=[shape(name) for name in results],
         scratch_shapes=[state, total] * (2 if backward else 1),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=VMEM
+            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=limits.vmem()
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * B * N * C * heads.head_dim * (6 if backward else 2),
@@ -93,7 +92,10 @@ def _call(kernel, phases, operands, results, normalized, epsilon, tiles):
         interpret=dispatch.interpret(),
         name="linear_attention_backward" if backward else "linear_attention",
     )(*(x.reshape(B, N, C) for x in operands.values()))
-    heads_of = lambda x: x.reshape(*x.shape[:2], heads.count, heads.head_dim)  # noqa: E731
+
+    def heads_of(x):
+        return x.reshape(*x.shape[:2], heads.count, heads.head_dim)
+
     return {name: heads_of(x) for name, x in zip(results, out, strict=True)}
 
 

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from vision_jax.kernels import dispatch
+from vision_jax.kernels import dispatch, limits
 from vision_jax.kernels.linear_attention import packed_states
 from vision_jax.kernels.linear_attention.chunk_decays import Decays
-from vision_jax.kernels.packed_heads import VMEM, HeadSum, head_scores
+from vision_jax.kernels.packed_heads import HeadSum, head_scores
 
 
 def linear_attention(q, k, v, log_decay, state, chunks):
@@ -83,7 +83,10 @@ def _call(kernel, operands, results, chunks):
     B, N, C, dim = chunks.batch, chunks.tokens, heads.channels, heads.head_dim
     batch_of_decay = len(operands["decay"]) if "decay" in operands else 0
     of_decay = (heads.steps, heads.in_step, chunks.padded)
-    at = lambda step: chunks.chunk(step, backward)  # noqa: E731
+
+    def at(step):
+        return chunks.chunk(step, backward)
+
     tokens = pl.BlockSpec((1, chunks.size, heads.lanes), lambda group, image, step: (image, at(step), group))
     once = pl.BlockSpec((1, dim, heads.lanes), lambda group, image, step: (image, 0, group))
     each = pl.BlockSpec((1, 1, dim, heads.lanes), lambda group, image, step: (image, at(step), 0, group))
@@ -97,8 +100,13 @@ def _call(kernel, operands, results, chunks):
         states=(each, (B, chunks.count, dim, C)), decay=(decays(batch_of_decay), (batch_of_decay, *of_decay)),
         d_decay=(decays(B), (B, *of_decay)),
     )  # fmt: skip
-    spec = lambda name: special[name][0] if name in special else tokens  # noqa: E731
-    shape = lambda name: (special[name][1], jnp.float32) if name in special else ((B, N, C), q.dtype)  # noqa: E731
+
+    def spec(name):
+        return special[name][0] if name in special else tokens
+
+    def shape(name):
+        return (special[name][1], jnp.float32) if name in special else ((B, N, C), q.dtype)
+
     out_shape = [jax.ShapeDtypeStruct(*shape(name)) for name in results]
 
     def body(*refs):
@@ -114,7 +122,7 @@ def _call(kernel, operands, results, chunks):
         out_shape=out_shape,
         scratch_shapes=[state, state] if backward else [state],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM
+            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=limits.vmem()
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * B * N * C * (chunks.size + dim) * (5 if backward else 2),

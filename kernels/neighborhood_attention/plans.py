@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from vision_jax.kernels.limits import largest_divisor
 from vision_jax.kernels.neighborhood_attention.windows import axis_windows
 
 TILE = {1: 64, 2: 8, 3: 4}  # queries along an axis, for maps of one, two, three axes: 64 rows for the matrix unit
@@ -106,9 +107,9 @@ def make_plan(sizes, kernel_size, stride, dilation, is_causal, border, head_dim)
             best = cut
     room //= _scores_of_tile(best)
     for i, axis in reversed(list(enumerate(best))):
-        best[i] = axis._replace(chunk=_largest_divisor(axis.tiles, room))
+        best[i] = axis._replace(chunk=largest_divisor(axis.tiles, room))
         room //= best[i].chunk
-    return Plan(tuple(best), _largest_divisor(math.prod(dilation), room))
+    return Plan(tuple(best), largest_divisor(math.prod(dilation), room))
 
 
 def _scores_of_tile(axes):
@@ -117,10 +118,6 @@ def _scores_of_tile(axes):
 
 def _scores(axes):
     return math.prod(axis.tiles * axis.tile * axis.halo for axis in axes)
-
-
-def _largest_divisor(n, limit):
-    return next(d for d in range(max(1, min(n, limit)), 0, -1) if n % d == 0)
 
 
 def origins(plan):

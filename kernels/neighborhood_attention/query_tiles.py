@@ -6,11 +6,13 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
+from vision_jax.kernels.limits import largest_divisor, unequal, vmem
 from vision_jax.kernels.neighborhood_attention.windows import axis_windows
-from vision_jax.kernels.packed_heads import LANES, MASKED, VMEM, Heads
+from vision_jax.kernels.packed_heads import LANES, MASKED, Heads
 
 QUERIES = 128  # of a tile, at most: two of them at k = 7 take as many scores as registers hold
 SUBLANES = 8  # rows of a register: where a block may begin along a map's columns
+TEMPORARIES = 4  # arrays of one head's scores that are alive at once
 SCORES = 2**15  # elements of one head's scores that are computed at once, for which small maps take several images
 
 
@@ -38,7 +40,7 @@ class QueryTiles:
         height, width = self.size
         candidates = (16, 8) if height > 1 else (128, 64, 32, 16, 8)
         columns = next((n for n in candidates if width % n == 0 and width > 2 * n), width)
-        return _divisor(height, QUERIES // columns), columns
+        return largest_divisor(height, QUERIES // columns), columns
 
     @functools.cached_property
     def axes(self):
@@ -61,7 +63,7 @@ class QueryTiles:
         """Images of a step: several of those that a single tile covers."""
         if self.tiles != (1, 1):
             return 1
-        return _divisor(self.batch, SCORES // (math.prod(self.tile) * math.prod(self.keys)))
+        return largest_divisor(self.batch, SCORES // (math.prod(self.tile) * math.prod(self.keys)))
 
     @property
     def grid(self):
@@ -114,18 +116,22 @@ class QueryTiles:
         return None if distance < 0 else distance * biased
 
     def vmem(self, biased, itemsize, backward):
-        """Bytes that a step takes: blocks twice, because the next ones are fetched meanwhile."""
+        """Bytes that a step takes: blocks twice, because the next ones are fetched meanwhile, if there are others."""
         (Th, Tw), (Kh, Kw) = self.tile, self.keys
         heads = self.heads.in_step if biased else 1
-        lanes = lambda n: -(-n // LANES) * LANES  # noqa: E731
-        score = Th * Tw * lanes(Kh * Kw) * 4
+        score = Th * Tw * _lanes(Kh * Kw) * 4
         table = math.prod(self.patterns) * heads * score
-        columns = self.patterns[1] * heads * (2 * self.kernel_size[0] - 1) * Tw * lanes(Kw) * 4
+        columns = self.patterns[1] * heads * (2 * self.kernel_size[0] - 1) * Tw * _lanes(Kw) * 4
         blocks = self.step_images * self.heads.padded * itemsize * 2 * (Th * Tw + Kh * Kw)
         if backward:
             table, columns, blocks = 2 * table, 2 * columns, 2 * blocks
             blocks += 2 * self.step_images * math.prod(self.size) * self.heads.padded * 4
-        return 2 * (blocks + columns) + table + 8 * self.step_images * score
+        columns *= 1 if self.heads.steps == 1 else 2
+        return 2 * blocks + columns + table + TEMPORARIES * self.step_images * score
+
+
+def _lanes(n):
+    return -(-n // LANES) * LANES
 
 
 def layout(shape, options):
@@ -160,10 +166,9 @@ def refusal(q, k, v, shape, options, biased, other):
     sizes = shape[1:-2]
     if len(sizes) > 2:
         return "maps of three axes: through XLA only"
-    if k.shape != q.shape or v.shape != k.shape:
-        return "k and v must have q's heads and head_dim"
-    if q.dtype not in (jnp.float32, jnp.bfloat16) or not q.dtype == k.dtype == v.dtype:
-        return f"q, k and v must all be bfloat16 or all float32, not {q.dtype}, {k.dtype} and {v.dtype}"
+    reason = unequal(q, k, v)
+    if reason:
+        return reason
     for n, d in zip(sizes, options["dilation"], strict=True):
         if n % d:
             return f"dilation={d} does not divide the {n} positions of an axis"
@@ -173,7 +178,7 @@ def refusal(q, k, v, shape, options, biased, other):
     if math.prod(tiles.tile) < 32 and math.prod(tiles.size) > 64:
         return f"tiles of {tiles.tile} queries of a map {tiles.size} leave the matrix unit empty"
     needed = tiles.vmem(biased, q.dtype.itemsize, backward=True)
-    if needed > VMEM:
+    if needed > vmem():
         return f"the gradient's sums over a map of {tiles.size} take {needed / 2**20:.0f} MiB, more than VMEM has"
     return None
 
@@ -229,8 +234,3 @@ def _cut(size, tile, kernel_size, stride, is_causal, align, border):
     distance = np.where(seen, key - query[..., None] + kernel_size - 1, -1)
     patterns, pattern = np.unique(distance, axis=0, return_inverse=True)
     return _Axis(keys, first, pattern.reshape(-1), patterns)
-
-
-def _divisor(n, most):
-    """The largest divisor of n up to `most`, and at least 1."""
-    return max(d for d in range(1, max(most, 1) + 1) if n % d == 0)

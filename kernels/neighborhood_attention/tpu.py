@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from vision_jax.kernels import dispatch
+from vision_jax.kernels import dispatch, limits
 from vision_jax.kernels.neighborhood_attention.query_tiles import SUBLANES
-from vision_jax.kernels.packed_heads import MASKED, VMEM, HeadSum, concatenate, head_scores, softmax
+from vision_jax.kernels.packed_heads import MASKED, HeadSum, concatenate, head_scores, softmax
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -63,11 +63,10 @@ def _call(tiles, scale, tensors, columns, biased):
         lambda group, step, tile, places: (0, group if biased else 0, 0, 0, 0),
     )
     table = pltpu.VMEM((tiles.patterns[0] * tiles.patterns[1], in_table, N, M), jnp.float32)
-    flat = lambda dtype: jax.ShapeDtypeStruct((B, H, W, C), dtype)  # noqa: E731
-    out_specs, out_shapes = [query], [flat(q.dtype)]
+    out_specs, out_shapes = [query], [jax.ShapeDtypeStruct((B, H, W, C), q.dtype)]
     if backward:
         out_specs += [whole, whole]
-        out_shapes += [flat(jnp.float32)] * 2
+        out_shapes += [jax.ShapeDtypeStruct((B, H, W, C), jnp.float32)] * 2
     if backward and biased:
         out_specs.append(of_columns)
         out_shapes.append(jax.ShapeDtypeStruct(columns.shape, jnp.float32))
@@ -82,7 +81,7 @@ def _call(tiles, scale, tensors, columns, biased):
         ),
         out_shape=out_shapes,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=VMEM
+            dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=limits.vmem()
         ),
         cost_estimate=pl.CostEstimate(
             flops=(5 if backward else 2) * 2 * B * H * W * M * C,

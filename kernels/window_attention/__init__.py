@@ -62,8 +62,8 @@ def window_attention(
 
     axes = split_axes({"batch": [k.shape[0]], "heads": [q.shape[3], k.shape[3]]})
     batch, H, W, heads, head_dim = local_shape((*k.shape[:3], *q.shape[3:]), MAP, axes)
-    of_tpu = bands.Bands(batch, (H, W), Heads(heads, head_dim), window_size, shift, dilation)
-    of_gpu = runs.Runs(batch, (H, W), heads, head_dim, window_size, shift, dilation)
+    call = batch, (H, W), window_size, shift, dilation
+    of_tpu, of_gpu = bands.Bands(*call, Heads(heads, head_dim)), runs.Runs(*call, heads, head_dim)
     other = {"halo": any(halo), "query_bias": query_bias is not None, "key_windows": key_windows is not None}
     other = [name for name, used in other.items() if used] + ["shared queries"] * (q.shape[:3] != k.shape[:3])
     refusals = {

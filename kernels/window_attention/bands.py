@@ -5,31 +5,22 @@ import functools
 import math
 
 import jax
-from vision_jax.kernels.packed_heads import LANES, LEAST_VMEM, Heads
-from vision_jax.kernels.window_attention.fast_path import beyond
+from vision_jax.kernels.limits import largest_divisor, vmem
+from vision_jax.kernels.packed_heads import LANES, Heads
+from vision_jax.kernels.window_attention.fast_path import Call, beyond
 
 SCORES = 2**15  # elements of one head's scores that are computed at once, and
 WINDOWS = 8  # windows at most: fewer leave the units idle between dependent steps, more spill registers
 
 
 @dataclasses.dataclass(frozen=True)
-class Bands:
+class Bands(Call):
     """The layout of a call. `step_bands` bands of `step_images` images are one grid step.
 
     A band is one row of windows: `window[0]` rows of the map, `dilation[0]` apart, at their full width.
     """
 
-    batch: int
-    size: tuple
     heads: Heads
-    window: tuple
-    shift: tuple
-    dilation: tuple
-
-    @property
-    def tokens(self):
-        """Tokens of a window."""
-        return self.window[0] * self.window[1]
 
     @property
     def at_once(self):
@@ -50,12 +41,12 @@ class Bands:
     def step_bands(self):
         """Bands of a step, neighbours in the map; where rows are dilated, phases of one block of rows."""
         most = self.bands if self.dilation[0] == 1 else self.dilation[0]
-        return _divisor(most, self.at_once // self.columns)
+        return largest_divisor(most, self.at_once // self.columns)
 
     @functools.cached_property
     def step_images(self):
         """Images of a step."""
-        return _divisor(self.batch, self.at_once // (self.columns * self.step_bands))
+        return largest_divisor(self.batch, self.at_once // (self.columns * self.step_bands))
 
     @property
     def steps(self):
@@ -99,11 +90,6 @@ class Bands:
         return 2 * tensors * math.prod(self.block[:-1]) * self.heads.padded * itemsize
 
 
-def _divisor(n, most):
-    """The largest divisor of n up to `most`, and at least 1."""
-    return max(d for d in range(1, max(most, 1) + 1) if n % d == 0)
-
-
 def refusal(bands, q, k, v, *, return_lse, other):
     """Why the kernel does not take a call, or None where it does.
 
@@ -119,7 +105,7 @@ def refusal(bands, q, k, v, *, return_lse, other):
     score = 4 * bands.tokens * -(-bands.tokens // LANES) * LANES
     tables = (4 if any(bands.shift) else 1) + 1  # bias and mask by kind of window, and the bias's gradient
     needed = bands.bytes_of_blocks(7, q.dtype.itemsize) + (2 * tables * bands.heads.in_step + 8 * bands.at_once) * score
-    if needed > LEAST_VMEM:
+    if needed > vmem():
         return (
             f"a band of {bands.window[0]} x {bands.size[1]} tokens of {bands.heads.lanes} channels does not fit in VMEM"
         )

@@ -1,13 +1,31 @@
 """What the kernels of window attention take, whatever the device."""
 
-import jax.numpy as jnp
+import dataclasses
+
+from vision_jax.kernels.limits import unequal
 
 
-def beyond(layout, q, k, v, *, return_lse, other):
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One device's part of a call: `size` of its maps, and the options, each a pair."""
+
+    batch: int
+    size: tuple
+    window: tuple
+    shift: tuple
+    dilation: tuple
+
+    @property
+    def tokens(self):
+        """Tokens of a window."""
+        return self.window[0] * self.window[1]
+
+
+def beyond(call, q, k, v, *, return_lse, other):
     """Why no kernel takes a call, or None.
 
     Args:
-      layout: of the call, with `shift` and `dilation`.
+      call: its sizes and options.
       q, k, v: arrays or shapes [B, H, W, heads, head_dim].
       return_lse: whether the caller wants the log-sum-exp.
       other: names of options in use that only XLA has.
@@ -16,10 +34,6 @@ def beyond(layout, q, k, v, *, return_lse, other):
         return f"{', '.join(other)}: through XLA only"
     if return_lse:
         return "return_lse: the kernel keeps no log-sum-exp"
-    if k.shape[3:] != q.shape[3:] or v.shape != k.shape:
-        return "k and v must have q's heads and head_dim"
-    if q.dtype not in (jnp.float32, jnp.bfloat16) or not q.dtype == k.dtype == v.dtype:
-        return f"q, k and v must all be bfloat16 or all float32, not {q.dtype}, {k.dtype} and {v.dtype}"
-    if any(layout.shift) and max(layout.dilation) > 1:
+    if any(call.shift) and max(call.dilation) > 1:
         return "shift with dilation: through XLA only"
-    return None
+    return unequal(q, k, v)

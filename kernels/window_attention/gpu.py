@@ -138,7 +138,10 @@ def _sides(runs, key_mask):
 
 def _kernel(runs, has_table, own_windows, scale, *refs):
     refs = list(refs)
-    take = lambda n: [refs.pop(0) for _ in range(n)]  # noqa: E731
+
+    def take(n):
+        return [refs.pop(0) for _ in range(n)]
+
     landing, tiles, leaving, table, seen, pair_tiles, arrived = refs[-7:]
     refs = refs[:-7]
     sources = take(len(landing))
@@ -149,7 +152,10 @@ def _kernel(runs, has_table, own_windows, scale, *refs):
     split, head = jax.lax.axis_index("split"), jax.lax.axis_index("head")
     factor = scale[head]
     count = jax.lax.div(runs.batch * runs.windows - split + runs.splits - 1, runs.splits)
-    window = lambda n: split + n * runs.splits  # noqa: E731
+
+    def window(n):
+        return split + n * runs.splits
+
     rows = runs.rows
 
     def fetch(n):

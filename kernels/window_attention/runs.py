@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 from vision_jax.kernels.hopper import ALIGNED, COLUMNS, MULTIPROCESSORS, ROWS, SMEM
-from vision_jax.kernels.window_attention.fast_path import beyond
+from vision_jax.kernels.window_attention.fast_path import Call, beyond
 
 BLOCKS = 4 * MULTIPROCESSORS  # blocks of the grid: a few for each multiprocessor, to fill each other's waiting
 OWN = 8_192  # bytes of shared memory that the compiler takes for itself, at most
 
 
 @dataclasses.dataclass(frozen=True)
-class Runs:
+class Runs(Call):
     """The layout of a call. A window is `window[0]` runs of `window[1]` tokens.
 
     In shared memory a token of a window has a slot, a row of `head_dim` channels. Copies begin at multiples of 128
@@ -24,18 +24,8 @@ class Runs:
     A shift cuts each run in two pieces, because in the last column of windows they lie at the two ends of the map.
     """
 
-    batch: int
-    size: tuple
     heads: int
     head_dim: int
-    window: tuple
-    shift: tuple
-    dilation: tuple
-
-    @property
-    def tokens(self):
-        """Tokens of a window."""
-        return self.window[0] * self.window[1]
 
     @property
     def windows(self):

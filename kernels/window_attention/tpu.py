@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from vision_jax.kernels import dispatch
-from vision_jax.kernels.packed_heads import LANES, MASKED, VMEM, HeadSum, concatenate, dot, head_scores, softmax
+from vision_jax.kernels import dispatch, limits
+from vision_jax.kernels.packed_heads import LANES, MASKED, HeadSum, concatenate, dot, head_scores, softmax
 from vision_jax.kernels.window_attention.xla import partition, seam_mask
 
 
@@ -92,7 +92,7 @@ def _call(bands, tensors, bias, key_mask, scale):
         out_shape=out_shapes,
         scratch_shapes=scratch,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=VMEM
+            dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=limits.vmem()
         ),
         cost_estimate=pl.CostEstimate(
             flops=rounds * 2 * B * H * W * N * C,
@@ -117,7 +117,9 @@ def _pieces(bands):
             block, lambda g, step, images: (images * bands.step_images, start(step), 0, bands.heads.first_lane(g))
         )
 
-    below = lambda step: jax.lax.rem(step + 1, bands.steps) * rows  # noqa: E731
+    def below(step):
+        return jax.lax.rem(step + 1, bands.steps) * rows
+
     return [piece(rows - shift, lambda step: step * rows + shift), piece(shift, below)]
 
 
@@ -163,7 +165,10 @@ def _kernel(bands, kind, has_table, has_keys, results, has_d_table, scale, *refs
     """Forward (q, k, v -> out) with one result, backward (q, k, v, d_out -> dq, dk, dv, d_bias) with three."""
     seam, backward = bands.shift[0] > 0, results == 3
     refs = list(refs)
-    take = lambda n: [refs.pop(0) for _ in range(n)]  # noqa: E731
+
+    def take(n):
+        return [refs.pop(0) for _ in range(n)]
+
     tensors = [_read(bands, take(2 if seam else 1)) for _ in range(4 if backward else 3)]
     (table,) = take(1) if has_table else (None,)
     (keys,) = take(1) if has_keys else (None,)

@@ -117,8 +117,13 @@ def window_attention(
     if groups == 1:
         out, lse = attend(each)
     else:  # the scores of one group at a time, and computed again for the gradient
-        split = lambda x: jnp.moveaxis(x.reshape(x.shape[0], groups, -1, *x.shape[2:]), 1, 0)  # noqa: E731
-        join = lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])  # noqa: E731
+
+        def split(x):
+            return jnp.moveaxis(x.reshape(x.shape[0], groups, -1, *x.shape[2:]), 1, 0)
+
+        def join(x):
+            return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])
+
         out, lse = map(join, jax.lax.map(jax.checkpoint(attend), jax.tree.map(split, each)))
     out_size = size if shared else tuple(n // s for n, s in zip(size, stride, strict=True))
     out, lse = (merge(x, query_window, dilation, out_size) for x in (out, lse))

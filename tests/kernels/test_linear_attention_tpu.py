@@ -23,7 +23,10 @@ def call(batch=1, tokens=(5, 7), heads=4, head_dim=32, normalizer=None, decay=No
     """(arrays by name, options) of a call, float32; features of a normaliser are positive."""
     rng = np.random.default_rng(0)
     shape = (batch, *(tokens if isinstance(tokens, tuple) else (tokens,)), heads, head_dim)
-    feature = lambda: np.abs(rng.normal(size=shape)) if normalizer else rng.normal(size=shape)  # noqa: E731
+
+    def feature():
+        return np.abs(rng.normal(size=shape)) if normalizer else rng.normal(size=shape)
+
     arrays = dict(q=feature(), k=feature(), v=rng.normal(size=shape))
     if normalizer == "pair":
         arrays["normalizer"] = (np.abs(rng.normal(size=shape)), np.abs(rng.normal(size=shape)))
@@ -163,7 +166,10 @@ def test_extreme_decays(reverse):
     decay = np.random.default_rng(2).choice([0.0, -0.05, -1e-3, -1e3, -1e4, -np.inf], size=(1, 140, 2))
     arrays["log_decay"] = jnp.asarray(decay, jnp.float32)
     numbers = jax.tree.map(np.asarray, arrays)
-    total = lambda arrays, implementation: (attend(arrays, options, implementation) ** 2).sum()  # noqa: E731
+
+    def total(arrays, implementation):
+        return (attend(arrays, options, implementation) ** 2).sum()
+
     with dispatch.interpreted():
         out = attend(arrays, options, "tpu")
         gradients = jax.jit(jax.grad(total), static_argnums=1)(arrays, "tpu")
@@ -183,7 +189,10 @@ MESH_CALLS = {
 @pytest.mark.parametrize("name", MESH_CALLS)
 def test_a_mesh_splits_batch_and_heads(name):
     arrays, options = MESH_CALLS[name]
-    total = lambda arrays: sum((x**2).sum() for x in jax.tree.leaves(attend(arrays, options, "tpu")))  # noqa: E731
+
+    def total(arrays):
+        return sum((x**2).sum() for x in jax.tree.leaves(attend(arrays, options, "tpu")))
+
     with dispatch.interpreted():
         expected = jax.jit(jax.grad(total))(arrays)
         with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
@@ -192,7 +201,9 @@ def test_a_mesh_splits_batch_and_heads(name):
 
 
 def gradient(q, k, v, **options):
-    total = lambda *a: linear_attention(*a, **options).astype(jnp.float32).sum()  # noqa: E731
+    def total(*a):
+        return linear_attention(*a, **options).astype(jnp.float32).sum()
+
     return jax.value_and_grad(total, (0, 1, 2))(q, k, v)
 
 
@@ -266,7 +277,9 @@ def test_stages_of_models_compile(stage, generation):
 @pytest.mark.parametrize("stage", ["ravlt 1", "ravlt 4", "a tail"])
 def test_a_normalizer_of_its_own_compiles(stage, generation):
     def step(q, k, v, qn, kn):
-        total = lambda q, k, v, *pair: linear_attention(q, k, v, normalizer=pair).astype(jnp.float32).sum()  # noqa: E731
+        def total(q, k, v, *pair):
+            return linear_attention(q, k, v, normalizer=pair).astype(jnp.float32).sum()
+
         return jax.grad(total, range(5))(q, k, v, qn, kn)
 
     for dtype in (jnp.bfloat16, jnp.float32):

@@ -78,7 +78,10 @@ def test_bfloat16_is_as_near_as_the_xla_path():
 
 def test_a_mesh_splits_batch_and_heads():
     arrays, options = call(batch=4, size=(6, 8), heads=8, dilation=2)
-    total = lambda arrays: (attend(arrays, options, "tpu") ** 2).sum()  # noqa: E731
+
+    def total(arrays):
+        return (attend(arrays, options, "tpu") ** 2).sum()
+
     with dispatch.interpreted():
         expected = jax.jit(jax.grad(total))(arrays)
         with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
@@ -88,7 +91,9 @@ def test_a_mesh_splits_batch_and_heads():
 
 
 def gradient(q, k, v, bias, **options):
-    total = lambda *a: neighborhood_attention(*a[:3], bias=a[3], **options).astype(jnp.float32).sum()  # noqa: E731
+    def total(*a):
+        return neighborhood_attention(*a[:3], bias=a[3], **options).astype(jnp.float32).sum()
+
     return jax.value_and_grad(total, (0, 1, 2, 3))(q, k, v, bias)
 
 

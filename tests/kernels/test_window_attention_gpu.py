@@ -81,7 +81,10 @@ def test_no_race_between_copies(few_blocks):
     from vision_jax.kernels import mosaic_gpu
 
     arrays, options = CALLS["shifted, a bias"]
-    total = lambda arrays: attend(arrays, options, "gpu").astype(jnp.float32).sum()  # noqa: E731
+
+    def total(arrays):
+        return attend(arrays, options, "gpu").astype(jnp.float32).sum()
+
     with dispatch.interpreted(mosaic_gpu.interpret_params(detect_races=True)):
         jax.block_until_ready(jax.jit(jax.grad(total))(arrays))
     from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
@@ -105,7 +108,9 @@ def shapes(batch, size, heads, head_dim, tokens):
 
 
 def gradient(q, k, v, bias, **options):
-    total = lambda *a: window_attention(*a[:3], bias=a[3], **options).astype(jnp.float32).sum()  # noqa: E731
+    def total(*a):
+        return window_attention(*a[:3], bias=a[3], **options).astype(jnp.float32).sum()
+
     return jax.value_and_grad(total, (0, 1, 2, 3))(q, k, v, bias)
 
 
@@ -208,7 +213,7 @@ def test_slots_begin_where_copies_may():
     for head_dim in (16, 32, 48, 64):
         for window, shift in (((7, 7), (3, 3)), ((5, 6), (2, 1)), ((3, 1), (1, 0))):
             size = (2 * window[0], 3 * window[1])
-            layout = runs.Runs(2, size, 2, head_dim, window, shift, (1, 1))
+            layout = runs.Runs(2, size, window, shift, (1, 1), 2, head_dim)
             assert len(set(layout.slots.tolist())) == layout.tokens
             found = np.zeros((2 * size[0], size[1]), int)
             for window_number in range(2 * layout.windows):

@@ -103,7 +103,9 @@ def shapes(batch, size, heads, head_dim, tokens, dtype):
 
 
 def gradient(q, k, v, bias, **options):
-    total = lambda *a: window_attention(*a[:3], bias=a[3], **options).astype(jnp.float32).sum()  # noqa: E731
+    def total(*a):
+        return window_attention(*a[:3], bias=a[3], **options).astype(jnp.float32).sum()
+
     return jax.value_and_grad(total, (0, 1, 2, 3))(q, k, v, bias)
 
 

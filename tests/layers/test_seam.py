@@ -36,7 +36,10 @@ def test_it_holds_to_the_end_of_the_compiler():
 def test_gelu_equals_the_text_in_values_and_slopes():
     with jax.enable_x64(True):
         x = jnp.linspace(-8, 8, 401)
-        expected = lambda x: x * jax.scipy.stats.norm.cdf(x)  # noqa: E731
+
+        def expected(x):
+            return x * jax.scipy.stats.norm.cdf(x)
+
         for f, g in ((gelu, expected), (jax.grad(gelu), jax.grad(expected))):
             np.testing.assert_allclose(jax.vmap(f)(x), jax.vmap(g)(x), rtol=0, atol=1e-14)
         assert gelu(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16

@@ -11,7 +11,7 @@ import pytest
 import vision_jax as vj
 from vision_jax.parallel import chips
 from vision_jax.tools.bench import __main__ as bench
-from vision_jax.tools.bench import machine, models, ours, peers, report, timing
+from vision_jax.tools.bench import machine, model_tables, models, ours, peers, timing
 
 RESULT = {
     "model": "resnet18",
@@ -73,18 +73,17 @@ def test_roofline():
 def test_markdown():
     other = {**RESULT, "model": "cvt_13", "peers": {}}
     slower = {**RESULT, "peers": {"timm": {**RESULT["peers"]["timm"], "ratio": timing.Spread(0.5, 0.5, 0.5)}}}
-    text = report.to_markdown({"jax": "0.10"}, [RESULT, other, slower])
-    assert "- jax: `0.10`" in text
+    text = "\n".join(model_tables.tables([RESULT, other, slower]))
     assert "| model | batch | images/s | ms | timm, ms | ratio | compile, s | memory, MiB |" in text
     row = "| resnet18 | 8 | 80.0 | 100.0 (90.0 to 120.0) | 200.0 (190.0 to 300.0) | **2.00** (1.50 to 2.50) | 1.2 | 3 |"
     assert row in text
     assert "| cvt_13 | 8 | 80.0 | 100.0 (90.0 to 120.0) |  |  | 1.2 | 3 |" in text
     assert "Ratio to timm: median 1.25, from 0.50 to 2.00, over 2 rows." in text
     assert "Training" not in text
-    assert "| images/CPU s | CPU ms | timm, CPU ms |" in report.to_markdown({}, [{**RESULT, "clock": "cpu"}])
+    assert "| images/CPU s | CPU ms | timm, CPU ms |" in "\n".join(model_tables.tables([{**RESULT, "clock": "cpu"}]))
     on_chip = {**RESULT, "kind": "train", "ours": {**RESULT["ours"], "roofline": 0.25}}
-    assert "of the roof" in report.to_markdown({}, [on_chip])
-    assert "| 25% |" in report.to_markdown({}, [on_chip])
+    assert "of the roof" in "\n".join(model_tables.tables([on_chip]))
+    assert "| 25% |" in "\n".join(model_tables.tables([on_chip]))
 
 
 class FakePeer:
@@ -141,7 +140,9 @@ def test_the_command_writes_both_files(faked, tmp_path, capsys):
         for kind in ("forward", "train")
     ]
     assert len(out["results"][0]["peers"]["timm"]["ratio"]) == 3
-    assert "| cvt_13 | 2 |" in (tmp_path / "out.md").read_text()
+    text = (tmp_path / "out.md").read_text()
+    assert f"- jax: `{jax.__version__}`" in text
+    assert "| cvt_13 | 2 |" in text
     assert "**Training step**" in (tmp_path / "out.md").read_text()
     assert FakePeer.asked[1:3] == [("resnet18", None, "float32", False), ("resnet18", None, "float32", True)]
     assert "resnet18" in capsys.readouterr().out

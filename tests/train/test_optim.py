@@ -195,7 +195,10 @@ def test_clip(x64):
 def test_decay_follows_the_schedule(x64):
     rates = [0.0, 0.01, 0.02, 0.03]
     got, _ = _run({"weight_decay": DECAY, "no_decay": ()}, schedule=lambda step: jnp.asarray(rates)[step])
-    rule = lambda p, g, s, t, lr, decay: _adamw_rule(p, g, s, t, rates[t - 1], decay)  # noqa: E731
+
+    def rule(p, g, s, t, lr, decay):
+        return _adamw_rule(p, g, s, t, rates[t - 1], decay)
+
     _close(got, _reference(rule))
 
 

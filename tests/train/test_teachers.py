@@ -12,7 +12,7 @@ from vision_jax.train import loop, run, use
 from vision_jax.train.config import read_config
 from vision_jax.train.teachers import frozen_variables
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("no_pictures")]
 
 # of other sizes than what it teaches, as the name alone would never tell
 RESNET = {**tiny_run.RESNET, "model.embed_dims": (8, 24), "model.depths": (1, 2)}
@@ -26,15 +26,8 @@ TOKENS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_pictures():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "report", lambda *_: {})
-        yield
-
-
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
+def teacher(no_pictures, tmp_path_factory):
     """The workdir of a trained model, on images of 32x32 pixels, normalised by mean 0.3 and deviation 0.38."""
     workdir = tmp_path_factory.mktemp("teacher")
     loop.train(config("digits_resnet.py", RESNET, total=2), workdir)

@@ -11,7 +11,7 @@ from vision_jax.functional import merge
 from vision_jax.train import loop, run, use
 from vision_jax.weights.save import save_weights
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("no_pictures")]
 
 OTHER_CLASSES = {
     **tiny_run.VIT,
@@ -20,15 +20,8 @@ OTHER_CLASSES = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_pictures():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "report", lambda *_: {})
-        yield
-
-
 @pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
+def pretrained(no_pictures, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("pretrained")
     loop.train(config(total=4), workdir)
     return workdir

@@ -186,6 +186,16 @@ class StagedModel(Model):
         return (*groups, (r"", block))
 
 
+def stage_groups(model, stem):
+    """(pattern, group) for layer-wise decay where a stage is a group: the stem, each of `model.stages`, the rest.
+
+    Args:
+      stem: pattern of the stem's parameters, in `stages.0` too if some lie there.
+    """
+    stages = tuple((rf"^stages\.{i}\.", i + 1) for i in range(len(model.stages)))
+    return ((stem, 0), *stages, (r"", len(stages) + 1))
+
+
 def patch_grid(img_size, patch_size, drop_edge=False):
     """Rows and columns of whole patches in an image; sizes are ints or (height, width).
 

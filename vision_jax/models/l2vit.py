@@ -31,7 +31,7 @@ from vision_jax.layers.norm import BatchNorm, LayerNorm
 from vision_jax.layers.stack import Stack
 from vision_jax.layers.window import WindowAttention
 from vision_jax.mesh import constrain_batch
-from vision_jax.models.base import FeatureInfo, Model, ModelConfig, Stage, check_stages
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig, Stage, check_stages, stage_groups
 from vision_jax.parameters import Constant, param
 from vision_jax.registry import register
 
@@ -171,8 +171,7 @@ class L2ViT(Model):
 
     def layer_groups(self):
         """(pattern, group) for layer-wise decay: the stem, each stage, the head."""
-        stages = tuple((rf"^stages\.{i}\.", i + 1) for i in range(len(self.stages)))
-        return ((r"^patch_embed", 0), *stages, (r"", len(self.stages) + 1))
+        return stage_groups(self, r"^patch_embed")
 
 
 DEEP = dict(depths=(2, 2, 18, 2))

@@ -28,7 +28,7 @@ from vision_jax.layers.mlp import Mlp, gelu
 from vision_jax.layers.norm import BatchNorm, LayerNorm
 from vision_jax.layers.relative_bias import RelativeBias, RelativeBiasMap, RelativeBiasMlp
 from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Model, ModelConfig, check_stages
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig, check_stages, stage_groups
 from vision_jax.parameters import Normal, kaiming_normal, torch_default, xavier_uniform
 from vision_jax.registry import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, INCEPTION_STD, check, register
 
@@ -197,8 +197,7 @@ class MaxViT(Model):
 
     def layer_groups(self):
         """(pattern, group) for layer-wise decay: the stem, each stage, the head."""
-        stages = tuple((rf"^stages\.{i}\.", i + 1) for i in range(len(self.stages)))
-        return ((r"^stem\.", 0), *stages, (r"", len(self.stages) + 1))
+        return stage_groups(self, r"^stem\.")
 
 
 _SMALL, _LARGE = (2, 2, 5, 2), (2, 6, 14, 2)

@@ -29,7 +29,7 @@ from vision_jax.layers.patch import PatchEmbed
 from vision_jax.layers.reduced_attention import ReducedAttention
 from vision_jax.layers.resample import resample_positions
 from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Model, ModelConfig, check_stages
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig, check_stages, stage_groups
 from vision_jax.parameters import param, torch_default, trunc_normal
 from vision_jax.registry import check, register
 
@@ -161,9 +161,7 @@ class PyramidVisionTransformer(Model):
 
     def layer_groups(self):
         """(pattern, group) for layer-wise decay: the stem, each stage, the head."""
-        stem = r"^stages\.0\.(patch_embed|pos_embed)"
-        stages = tuple((rf"^stages\.{i}\.", i + 1) for i in range(len(self.stages)))
-        return ((stem, 0), *stages, (r"", len(self.stages) + 1))
+        return stage_groups(self, r"^stages\.0\.(patch_embed|pos_embed)")
 
 
 def _pvt(size, depths, params, gmacs):

@@ -21,7 +21,7 @@ from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.patch import PatchEmbed
 from vision_jax.layers.reduced_attention import ReducedAttention
 from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Model, ModelConfig, check_stages
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig, check_stages, stage_groups
 from vision_jax.parameters import kaiming_normal, zeros
 from vision_jax.registry import register
 
@@ -106,8 +106,7 @@ class PyramidVisionTransformerV2(Model):
 
     def layer_groups(self):
         """(pattern, group) for layer-wise decay: the stem, each stage, the head."""
-        stages = tuple((rf"^stages\.{i}\.", i + 1) for i in range(len(self.stages)))
-        return ((r"^patch_embed", 0), *stages, (r"", len(self.stages) + 1))
+        return stage_groups(self, r"^patch_embed")
 
 
 def _pvt_v2(name, depths, params, gmacs, **fields):

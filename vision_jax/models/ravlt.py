@@ -35,7 +35,7 @@ from vision_jax.layers.norm import BatchNorm, LayerNorm
 from vision_jax.layers.rotary import axial_angles, rotate
 from vision_jax.layers.scale import MapLayerScale
 from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Model, ModelConfig, check_stages
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig, check_stages, stage_groups
 from vision_jax.registry import check, register
 
 
@@ -217,8 +217,7 @@ class RAVLT(Model):
 
     def layer_groups(self):
         """(pattern, group) for layer-wise decay: the stem, each stage, the head."""
-        stages = tuple((rf"^stages\.{i}\.", i + 1) for i in range(len(self.stages)))
-        return ((r"^patch_embed", 0), *stages, (r"", len(self.stages) + 1))
+        return stage_groups(self, r"^patch_embed")
 
 
 def _ravlt(name, params, gmacs, **fields):

@@ -23,7 +23,7 @@ from vision_jax.layers.norm import BatchNorm
 from vision_jax.layers.pooling import avg_pool, max_pool
 from vision_jax.layers.stack import Stack
 from vision_jax.mesh import constrain_batch
-from vision_jax.models.base import FeatureInfo, Model, ModelConfig
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig, stage_groups
 from vision_jax.parameters import kaiming_normal, ones, torch_default, zeros
 from vision_jax.registry import INCEPTION_MEAN, INCEPTION_STD, check, register
 
@@ -174,8 +174,7 @@ class ResNet(Model):
 
     def layer_groups(self):
         """(pattern, group) for layer-wise decay: the stem, each stage, the head."""
-        stages = tuple((rf"^stages\.{i}\.", i + 1) for i in range(len(self.stages)))
-        return ((r"^(conv1|bn1)", 0), *stages, (r"", len(self.stages) + 1))
+        return stage_groups(self, r"^(conv1|bn1)")
 
 
 _RSB = dict(crop_pct=0.95)  # ResNet strikes back (Wightman et al., 2021, arXiv:2110.00476)

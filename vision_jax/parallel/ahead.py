@@ -129,7 +129,10 @@ class Report:
 
     def lines(self):
         """The table, a list of lines."""
-        gib = lambda size: f"{size / GIB:8.3f} GiB"  # noqa: E731
+
+        def gib(size):
+            return f"{size / GIB:8.3f} GiB"
+
         which = "chip" if self.per_chip == 1 else f"device, {self.per_chip} a chip"
         out = [f"memory a {which} ({self.device_kind})"]
         out.append(f"  parameters     {gib(self.parameters)}")

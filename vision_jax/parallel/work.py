@@ -53,7 +53,10 @@ def _convolution(instruction, body):
     spatial = sum(label.isdigit() for label in lhs)
     fields = dict(field.split("=") for field in window.split())
     for d in range(spatial):
-        field = lambda name, default: fields[name].split("x")[d] if name in fields else default  # noqa: E731
+
+        def field(name, default):
+            return fields[name].split("x")[d] if name in fields else default
+
         products *= _meetings(
             left[lhs.index(str(d))], right[rhs.index(str(d))], instruction.shapes[0].dims[out.index(str(d))],
             int(field("stride", 1)), int(str(field("pad", "0_0")).split("_")[0]),

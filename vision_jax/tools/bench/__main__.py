@@ -1,21 +1,24 @@
-"""Throughput, latency, compile time and memory of models: `python -m vision_jax.tools.bench [models] NAME...`.
+"""Speed, compile time and memory of models and kernels: `python -m vision_jax.tools.bench [models] NAME...`.
 
     python -m vision_jax.tools.bench resnet18 "vit_tiny*" --batch 1 8 --train
     python -m vision_jax.tools.bench resnet18 --against timm --threads 2 --json out.json --markdown out.md
+    python -m vision_jax.tools.bench kernels "swin*"
+    python -m vision_jax.tools.bench traffic v6e:2x4
 
 Beside a peer everything is run in turns, in one process, with as many threads on both sides; times are medians with
 quartiles, and a ratio is the peer's time over ours in the same round: above 1 ours is faster.
 """
 
 import argparse
+import json
 import pathlib
 import shlex
 import sys
 
 from vision_jax.errors import InputError
-from vision_jax.tools.bench import machine, models, report
+from vision_jax.tools.bench import kernels, machine, models, traffic
 
-COMMANDS = {"models": models}
+COMMANDS = {"models": models, "kernels": kernels, "traffic": traffic}
 
 
 def main(argv=None):
@@ -26,11 +29,14 @@ def main(argv=None):
         threads = machine.use_threads(args.threads)
         environment = {"command": shlex.join(["python", "-m", "vision_jax.tools.bench", *argv])}
         environment |= machine.describe(threads)
-        results = COMMANDS[args.command].measure(args, threads, tell=lambda line: print(line, flush=True))
+        command = COMMANDS[args.command]
+        results = command.measure(args, threads, tell=lambda line: print(line, flush=True))
         if args.json:
-            pathlib.Path(args.json).write_text(report.to_json(environment, results))
+            text = json.dumps({"environment": environment, "results": results}, indent=1)
+            pathlib.Path(args.json).write_text(text + "\n")
         if args.markdown:
-            pathlib.Path(args.markdown).write_text(report.to_markdown(environment, results))
+            lines = [f"- {what}: `{text}`" for what, text in environment.items()] + command.tables(results)
+            pathlib.Path(args.markdown).write_text("\n".join(lines) + "\n")
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -43,7 +49,10 @@ def _parser():
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, command in COMMANDS.items():
-        options = commands.add_parser(name, help=command.__doc__, allow_abbrev=False)
+        options = commands.add_parser(
+            name, help=command.__doc__.partition("\n")[0], description=command.__doc__, allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
         command.add_arguments(options)
         options.add_argument("--threads", type=int, help="of both sides on CPUs; all cores that the process may use")
         options.add_argument("--json", metavar="FILE", help="where the results go, with every figure")

@@ -10,7 +10,7 @@ import jax
 
 from vision_jax.errors import InputError
 
-LIBRARIES = ("jax", "jaxlib", "flax", "torch", "timm")
+LIBRARIES = ("jax", "jaxlib", "flax", "torch", "timm", "natten")
 # Variables that change what runs.
 SETTINGS = ("XLA_FLAGS", "JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION", "OMP_WAIT_POLICY")
 

@@ -4,13 +4,16 @@ The compiler counts the bytes of its own operations, copies beside a kernel's ca
 its blocks, each time that one is fetched. Nothing runs.
 """
 
+import fnmatch
 import functools
+import itertools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from vision_jax.errors import unknown
 from vision_jax.kernels import neighborhood_attention, window_attention
 from vision_jax.parallel import topology
 
@@ -70,25 +73,57 @@ def step(block, implementation):
     return jax.value_and_grad(loss, (0, 1, 2, 3)), shapes
 
 
-def measure(block, implementation, name):
-    """Bytes accessed and bytes of temporaries of the block's step, compiled for one chip of the topology `name`."""
-    mesh = topology.make_mesh(name)
+def add_arguments(parser):
+    """The options of the subcommand."""
+    parser.add_argument("topology", nargs="?", default="v6e:2x4", help="of a TPU, as v6e:2x4: one of its chips")
+    parser.add_argument("--blocks", nargs="+", metavar="NAME", default=["*"], help="names or wildcard patterns; all")
+
+
+def measure(args, threads, tell=print):
+    """Compiles what the arguments ask for.
+
+    Args:
+      args: see `add_arguments`.
+      threads: not used: nothing runs.
+      tell: called with a line about each block.
+
+    Returns:
+      A list of dicts: "block", "batch", "xla" and "tpu" {"moved", "temporaries": bytes}.
+
+    Raises:
+      InputError: an unknown topology, or no block of a name.
+    """
+    mesh = topology.make_mesh(args.topology)
+    found = {name: [b for b in BLOCKS if fnmatch.fnmatch(b.name, name)] for name in args.blocks}
+    for name, blocks in found.items():
+        if not blocks:
+            raise unknown("block", name, [block.name for block in BLOCKS])
+    results = []
+    for block in dict.fromkeys(itertools.chain(*found.values())):
+        results.append({"block": block.name, "batch": block.batch})
+        results[-1] |= {implementation: _bytes(block, implementation, mesh) for implementation in ("xla", "tpu")}
+        tell(_row(results[-1]))
+    return results
+
+
+def _bytes(block, implementation, mesh):
     f, shapes = step(block, implementation)
     place = NamedSharding(mesh, PartitionSpec())
     shapes = [jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place) for s in shapes]
     with jax.set_mesh(mesh):
         compiled = jax.jit(f).lower(*shapes).compile()
-    return compiled.cost_analysis()["bytes accessed"], compiled.memory_analysis().temp_size_in_bytes
+    moved = compiled.cost_analysis()["bytes accessed"]
+    return {"moved": moved, "temporaries": compiled.memory_analysis().temp_size_in_bytes}
 
 
-def table(name="v5e:4x4", blocks=BLOCKS):
-    """A Markdown table: MB moved by XLA and by the kernel in a forward and backward pass, their ratio, temporaries."""
-    rows = ["| block | batch | XLA, MB | kernel, MB | ratio | temporaries of XLA, MB | of the kernel, MB |"]
-    rows.append("|---|--:|--:|--:|--:|--:|--:|")
-    for block in blocks:
-        (xla, xla_held), (kernel, held) = (measure(block, implementation, name) for implementation in ("xla", "tpu"))
-        numbers = (
-            f"{xla / 1e6:,.0f} | {kernel / 1e6:,.0f} | {kernel / xla:.2f} | {xla_held / 1e6:,.0f} | {held / 1e6:,.0f}"
-        )
-        rows.append(f"| {block.name} | {block.batch} | {numbers} |")
-    return "\n".join(rows)
+def tables(results):
+    """Lines: MB moved by XLA and by the kernel in a forward and backward pass, their ratio, temporaries."""
+    head = "| block | batch | XLA, MB | kernel, MB | ratio | temporaries of XLA, MB | of the kernel, MB |"
+    return ["", head, "|---|--:|--:|--:|--:|--:|--:|", *map(_row, results)]
+
+
+def _row(result):
+    xla, kernel = result["xla"], result["tpu"]
+    figures = [f"{x / 1e6:,.0f}" for x in (xla["moved"], kernel["moved"], xla["temporaries"], kernel["temporaries"])]
+    figures.insert(2, f"{kernel['moved'] / xla['moved']:.2f}")
+    return f"| {result['block']} | {result['batch']} | {' | '.join(figures)} |"

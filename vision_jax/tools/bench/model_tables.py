@@ -1,24 +1,18 @@
-"""A benchmark's results as a table and as JSON."""
+"""What a benchmark of models found, as Markdown."""
 
-import json
 import statistics
 
 UNITS = {"forward": "inference", "train": "training step"}
 
 
-def to_json(environment, results):
-    """The whole, as text: {"environment": ..., "results": [one for each model, kind and batch size]}."""
-    return json.dumps({"environment": environment, "results": results}, indent=1) + "\n"
-
-
-def to_markdown(environment, results):
-    """What it ran on, and a table for inference and one for training steps where there are any."""
-    lines = [f"- {what}: `{text}`" for what, text in environment.items()]
+def tables(results):
+    """Lines: a table for inference and one for training steps, where there are any."""
+    lines = []
     for kind, title in UNITS.items():
         rows = [row for row in results if row["kind"] == kind]
         if rows:
             lines += ["", f"**{title.capitalize()}**", "", *_table(rows), *_summary(rows)]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _table(rows):
@@ -32,10 +26,15 @@ def _table(rows):
     lines = [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
     for row in rows:
         ours = row["ours"]
-        cells = [row["model"], str(row["batch"]), f"{row['batch'] / ours['seconds'][0]:.1f}", _ms(ours["seconds"])]
+        cells = [
+            row["model"],
+            str(row["batch"]),
+            f"{row['batch'] / ours['seconds'][0]:.1f}",
+            milliseconds(ours["seconds"]),
+        ]
         for peer in peers:
             found = row["peers"].get(peer)
-            cells += [_ms(found["seconds"]), _ratio(found["ratio"])] if found else ["", ""]
+            cells += [milliseconds(found["seconds"]), times(found["ratio"])] if found else ["", ""]
         memory = ours["memory_bytes"]
         cells += [f"{ours['compile_seconds']:.1f}", f"{memory / 2**20:.0f}" if memory else ""]
         cells += [f"{ours['roofline']:.0%}" if "roofline" in ours else ""] * roof
@@ -56,11 +55,13 @@ def _summary(rows):
     return ["", *texts] if texts else []
 
 
-def _ms(seconds):
+def milliseconds(seconds):
+    """A `timing.Spread` of seconds, as text."""
     median, low, high = (f"{1e3 * s:.1f}" for s in seconds)
     return f"{median} ({low} to {high})"
 
 
-def _ratio(ratio):
+def times(ratio):
+    """A `timing.Spread` of ratios, as text."""
     median, low, high = (f"{r:.2f}" for r in ratio)
     return f"**{median}** ({low} to {high})"

@@ -1,33 +1,19 @@
 """What else computes window and neighborhood attention. Nothing here is imported before it is asked for."""
 
 import importlib
-import importlib.metadata
 
 import jax
 import numpy as np
 
 from vision_jax.kernels.window_attention.xla import seam_mask
 
-LIBRARIES = ("torch", "natten")
-
-
-def versions():
-    """{library: version} of the installed ones."""
-    out = {}
-    for library in LIBRARIES:
-        try:
-            out[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return out
-
 
 def peers(case, arrays, natten_backend=None):
     """The peers that are installed and compute the case on this device.
 
     Args:
-      case: a `kernel_bench.Case`.
-      arrays: of `kernel_bench.operands`.
+      case: a `kernels.Case`.
+      arrays: of `kernels.operands`.
       natten_backend: NATTEN's name of one of its, or None.
 
     Returns:
@@ -43,7 +29,10 @@ def peers(case, arrays, natten_backend=None):
         natten = importlib.import_module("natten.functional")
     except ImportError:
         return {}
-    attend = lambda q, k, v, _: natten.na2d(q, k, v, backend=natten_backend, **case.options)  # noqa: E731
+
+    def attend(q, k, v, _):
+        return natten.na2d(q, k, v, backend=natten_backend, **case.options)
+
     calls = _calls(torch, attend, arrays)
     if jax.default_backend() == "cpu":
         del calls["train"]  # NATTEN has no gradient there
