@@ -42,9 +42,52 @@ def kernel_and_xla(attend, arrays, options):
         return run("tpu"), run("xla")
 
 
+def assert_equals_xla(attend, arrays, options):
+    """The interpreted kernel's output within 1e-5 of the XLA path's, and its gradients within 1e-4."""
+    (out, gradients), (expected, theirs) = kernel_and_xla(attend, arrays, options)
+    assert_close(out, expected, 1e-5)
+    assert_close(gradients, theirs, 1e-4)
+
+
 def assert_close(ours, theirs, tolerance):
     """Trees of arrays, equal but for `tolerance`, relative to each array's largest value where that is above 1."""
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         assert one.dtype == other.dtype
         largest = max(1, np.abs(np.asarray(other)).max())
         np.testing.assert_allclose(one, other, atol=tolerance * largest, rtol=tolerance)
+
+
+def residuals(attend, arrays, options, implementation="tpu"):
+    """The arrays that the backward pass of attend(arrays, options, implementation) is given, interpreted."""
+    with dispatch.interpreted():
+        _, pull = jax.vjp(lambda arrays: attend(arrays, options, implementation), arrays)
+    return [leaf for leaf in jax.tree.leaves(pull) if hasattr(leaf, "shape")]
+
+
+def block_on_a_pod(attend, bias=()):
+    """A block of 16 heads of 32 channels with its projections, forward and gradient, on 4 x 4 chips of v5e.
+
+    Args:
+      attend: q, k, v [8, 16, 16, heads, 32] and the biases -> [8, 16, 16, heads, 32].
+      bias: shape of what it adds to the scores, heads first; or ().
+
+    Returns:
+      The compiled program's text; the batch split over fsdp=4 and the heads over tensor=4.
+    """
+    heads, head_dim, C = 16, 32, 512
+    shapes = [(8, 16, 16, C), (C, 3, heads, head_dim), (heads, head_dim, C)]
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
+    shapes += [jax.ShapeDtypeStruct(bias, jnp.float32)] if bias else []
+
+    def loss(x, qkv, out, *bias):
+        q, k, v = (jnp.einsum("bhwc,cnd->bhwnd", x, qkv[:, i]) for i in range(3))
+        return jnp.einsum("bhwnd,ndc->bhwc", attend(q, k, v, *bias), out).astype(jnp.float32).sum()
+
+    specs = [PartitionSpec("fsdp"), PartitionSpec(None, None, "tensor"), *[PartitionSpec("tensor")] * (1 + bool(bias))]
+    step = jax.value_and_grad(loss, range(len(shapes)))
+    return compile_for(mesh("v5e:4x4", fsdp=4, tensor=4), step, *shapes, specs=specs).as_text()
+
+
+def moves_a_map(text):
+    """Whether a compiled program gathers or exchanges anything between chips."""
+    return " all-gather" in text or " all-to-all" in text

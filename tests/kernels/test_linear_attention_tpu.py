@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import PartitionSpec as P
 from vision_jax.kernels import dispatch, explain, linear_attention
 from vision_jax.kernels.linear_attention import chunks, reference, token_tiles
 from vision_jax.kernels.packed_heads import Heads
@@ -79,11 +78,7 @@ def small_tiles(monkeypatch):
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("name", CALLS)
 def test_the_kernel_equals_the_xla_path(name):
-    arrays, options = CALLS[name]
-
-    (out, gradients), (expected, theirs) = pod.kernel_and_xla(attend, arrays, options)
-    pod.assert_close(out, expected, 1e-5)
-    pod.assert_close(gradients, theirs, 1e-4)
+    pod.assert_equals_xla(attend, *CALLS[name])
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -313,26 +308,17 @@ def test_causal_stages_with_a_decay_a_head_or_none_compile(stage, generation):
 
 
 def test_a_pod_needs_no_collective_on_a_map():
-    """A block with its projections, forward and gradient, over fsdp and tensor: maps stay where they are."""
-    heads, head_dim, C = 16, 32, 512
-    weights = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((C, 3, heads, head_dim), (heads, head_dim, C))]
-    x = jax.ShapeDtypeStruct((8, 16, 16, C), jnp.bfloat16)
+    """Its block with projections, forward and gradient, over fsdp and tensor: maps stay where they are."""
 
-    def block(x, qkv, out):
-        q, k, v = (jnp.einsum("bhwc,cnd->bhwnd", x, qkv[:, i]) for i in range(3))
+    def attend(q, k, v):
         y = linear_attention(jnp.exp(q), jnp.exp(k), v, normalizer=True)
         rows = [x.reshape(len(x), -1, *x.shape[3:]) for x in (y, k, v)]
-        y = linear_attention(*rows, log_decay=-jnp.arange(1.0, heads + 1), causal=True).reshape(y.shape)
-        return jnp.einsum("bhwnd,ndc->bhwc", y, out)
+        return linear_attention(*rows, log_decay=-jnp.arange(1.0, 17.0), causal=True).reshape(y.shape)
 
-    def step(*arrays):
-        return jax.value_and_grad(lambda *a: block(*a).astype(jnp.float32).sum(), (0, 1, 2))(*arrays)
-
-    specs = [P("fsdp"), P(None, None, "tensor"), P("tensor")]
-    text = pod.compile_for(pod.mesh("v5e:4x4", fsdp=4, tensor=4), step, x, *weights, specs=specs).as_text()
+    text = pod.block_on_a_pod(attend)
     assert "%linear_attention_backward" in text
     assert "%causal_linear_attention_backward" in text
-    assert not [line for line in text.splitlines() if " all-gather" in line or " all-to-all" in line]
+    assert not pod.moves_a_map(text)
 
 
 def test_explain_says_why_xla_runs():
@@ -361,10 +347,7 @@ def test_explain_says_why_xla_runs():
 
 def test_the_residuals_are_the_operands():
     arrays, options = call(normalizer=True)
-    with dispatch.interpreted():
-        _, pull = jax.vjp(lambda arrays: attend(arrays, options, "tpu"), arrays)
-    kept = [leaf for leaf in jax.tree.leaves(pull) if hasattr(leaf, "shape")]
-    assert sum(leaf.size for leaf in kept) <= 3 * arrays["q"].size
+    assert sum(leaf.size for leaf in pod.residuals(attend, arrays, options)) <= 3 * arrays["q"].size
 
 
 def test_what_the_causal_form_keeps():

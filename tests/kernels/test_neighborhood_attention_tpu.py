@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import PartitionSpec as P
 from vision_jax.kernels import dispatch, explain, neighborhood_attention
 from vision_jax.kernels.neighborhood_attention import reference
 
@@ -43,10 +42,7 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_the_kernel_equals_the_xla_path(name):
-    arrays, options = CALLS[name]
-    (out, gradients), (expected, theirs) = pod.kernel_and_xla(attend, arrays, options)
-    pod.assert_close(out, expected, 1e-5)
-    pod.assert_close(gradients, theirs, 1e-4)
+    pod.assert_equals_xla(attend, *CALLS[name])
 
 
 def test_no_race_between_tiles():
@@ -142,24 +138,11 @@ def test_stages_of_models_compile(stage, generation):
 
 
 def test_a_pod_needs_no_collective_on_a_map():
-    """A block with its projections, forward and gradient, over fsdp and tensor: maps stay where they are."""
-    heads, head_dim, C = 16, 32, 512
-    weights = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((C, 3, heads, head_dim), (heads, head_dim, C))]
-    x = jax.ShapeDtypeStruct((8, 14, 14, C), jnp.bfloat16)
-    bias = jax.ShapeDtypeStruct((heads, 13, 13), jnp.float32)
-
-    def block(x, qkv, out, bias):
-        q, k, v = (jnp.einsum("bhwc,cnd->bhwnd", x, qkv[:, i]) for i in range(3))
-        y = neighborhood_attention(q, k, v, kernel_size=7, dilation=2, bias=bias)
-        return jnp.einsum("bhwnd,ndc->bhwc", y, out)
-
-    def step(*arrays):
-        return jax.value_and_grad(lambda *a: block(*a).astype(jnp.float32).sum(), (0, 1, 2, 3))(*arrays)
-
-    specs = [P("fsdp"), P(None, None, "tensor"), P("tensor"), P("tensor")]
-    text = pod.compile_for(pod.mesh("v5e:4x4", fsdp=4, tensor=4), step, x, *weights, bias, specs=specs).as_text()
+    """Its block with projections, forward and gradient, over fsdp and tensor: maps stay where they are."""
+    attend = functools.partial(neighborhood_attention, kernel_size=7, dilation=2)
+    text = pod.block_on_a_pod(lambda q, k, v, bias: attend(q, k, v, bias=bias), bias=(16, 13, 13))
     assert "neighborhood_attention_backward" in text
-    assert not [line for line in text.splitlines() if " all-gather" in line or " all-to-all" in line]
+    assert not pod.moves_a_map(text)
 
 
 def test_explain_says_why_xla_runs():

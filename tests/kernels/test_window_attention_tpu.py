@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import PartitionSpec as P
 from vision_jax.kernels import dispatch, explain, window_attention
 from vision_jax.kernels.window_attention import reference
 
@@ -52,10 +51,7 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_the_kernel_equals_the_xla_path(name):
-    arrays, options = CALLS[name]
-    (out, gradients), (expected, theirs) = pod.kernel_and_xla(attend, arrays, options)
-    pod.assert_close(out, expected, 1e-5)
-    pod.assert_close(gradients, theirs, 1e-4)
+    pod.assert_equals_xla(attend, *CALLS[name])
 
 
 def test_no_race_between_copies():
@@ -149,26 +145,11 @@ def test_stages_of_models_compile(stage, generation):
 
 
 def test_a_pod_needs_no_collective_on_a_map():
-    """A block with its projections, forward and gradient, over fsdp and tensor: maps stay where they are."""
-    mesh = pod.mesh("v5e:4x4", fsdp=4, tensor=4)
-    heads, head_dim, C = 16, 32, 512
-    weights = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((C, 3, heads, head_dim), (heads, head_dim, C))]
-    x = jax.ShapeDtypeStruct((8, 16, 16, C), jnp.bfloat16)
-    bias = jax.ShapeDtypeStruct((heads, 64, 64), jnp.float32)
-
-    def block(x, qkv, out, bias):
-        q, k, v = (jnp.einsum("bhwc,cnd->bhwnd", x, qkv[:, i]) for i in range(3))
-        y = window_attention(q, k, v, window_size=8, shift=4, bias=bias)
-        return jnp.einsum("bhwnd,ndc->bhwc", y, out)
-
-    def step(*arrays):
-        return jax.value_and_grad(lambda *a: block(*a).astype(jnp.float32).sum(), (0, 1, 2, 3))(*arrays)
-
-    specs = [P("fsdp"), P(None, None, "tensor"), P("tensor"), P("tensor")]
-    compiled = pod.compile_for(mesh, step, x, *weights, bias, specs=specs)
-    gathered = [line for line in compiled.as_text().splitlines() if " all-gather" in line or " all-to-all" in line]
-    assert "window_attention_backward" in compiled.as_text()
-    assert not gathered
+    """Its block with projections, forward and gradient, over fsdp and tensor: maps stay where they are."""
+    attend = functools.partial(window_attention, window_size=8, shift=4)
+    text = pod.block_on_a_pod(lambda q, k, v, bias: attend(q, k, v, bias=bias), bias=(16, 64, 64))
+    assert "window_attention_backward" in text
+    assert not pod.moves_a_map(text)
 
 
 def test_explain_says_what_runs_and_why():
@@ -191,7 +172,5 @@ def test_explain_says_what_runs_and_why():
 def test_the_residuals_are_the_operands():
     """No probabilities are kept: what the backward pass is given has no dimension of window tokens but the bias's."""
     arrays, options = CALLS["shifted, a bias"]
-    with dispatch.interpreted():
-        _, pull = jax.vjp(lambda arrays: attend(arrays, options, "tpu"), arrays)
-    kept = [leaf for leaf in jax.tree.leaves(pull) if hasattr(leaf, "shape")]
+    kept = pod.residuals(attend, arrays, options)
     assert sum(leaf.size for leaf in kept if leaf.ndim > 3) <= 3 * arrays[0].size
