@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from vision_jax.kernels import dispatch
 
 CPU_VMEM = 128 * 2**20  # of v5e and v6e, where a kernel is only interpreted
+LEAST_VMEM = 32 * 2**20  # that a step asks for
 
 
 def unequal(q, k, v, *others):
@@ -22,13 +23,22 @@ def unequal(q, k, v, *others):
 
 
 def vmem():
-    """Bytes of VMEM that a step may take on the TPU that is traced for: all but what the compiler keeps."""
+    """Bytes of VMEM that a step can take on the TPU that is traced for: all but what the compiler keeps."""
     capacity = CPU_VMEM
     if dispatch.device()[0] == "tpu":
         from jax.experimental.pallas import tpu as pltpu  # here, because Pallas takes its time to import
 
         capacity = pltpu.get_tpu_info().vmem_capacity_bytes
     return capacity // 32 * 31
+
+
+def step_vmem(needed=0):
+    """The `vmem_limit_bytes` of a kernel: XLA keeps arrays of its own in what the kernel does not ask for.
+
+    Args:
+      needed: bytes that a step takes by its layout's estimate; a quarter is added, for what it leaves out.
+    """
+    return min(max(LEAST_VMEM, needed * 5 // 4), vmem())
 
 
 def largest_divisor(n, most):

@@ -16,6 +16,16 @@ def mesh(name, **sizes):
     return topology.make_mesh(GENERATIONS.get(name, name), **sizes)
 
 
+def in_turns(stages, everywhere=()):
+    """(stage, generation) pairs for `parametrize`: each stage on one generation, in turns, some on all of them."""
+    generations = list(GENERATIONS)
+    return [
+        (stage, generation)
+        for i, stage in enumerate(stages)
+        for generation in (generations if stage in everywhere else [generations[i % len(generations)]])
+    ]
+
+
 def compile_for(mesh, f, *shapes, specs=None):
     """f(*shapes) compiled for the mesh; `specs`: how each is laid out, whole by default."""
     specs = specs or [PartitionSpec()] * len(shapes)

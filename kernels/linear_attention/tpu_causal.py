@@ -122,7 +122,7 @@ def _call(kernel, operands, results, chunks):
         out_shape=out_shape,
         scratch_shapes=[state, state] if backward else [state],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=limits.vmem()
+            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=limits.step_vmem()
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * B * N * C * (chunks.size + dim) * (5 if backward else 2),

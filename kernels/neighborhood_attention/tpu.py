@@ -81,7 +81,8 @@ def _call(tiles, scale, tensors, columns, biased):
         ),
         out_shape=out_shapes,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=limits.vmem()
+            dimension_semantics=("parallel", "arbitrary", "arbitrary"),
+            vmem_limit_bytes=limits.step_vmem(tiles.vmem(biased, q.dtype.itemsize, backward)),
         ),
         cost_estimate=pl.CostEstimate(
             flops=(5 if backward else 2) * 2 * B * H * W * M * C,

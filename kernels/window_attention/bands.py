@@ -85,9 +85,12 @@ class Bands(Call):
         phases = self.dilation[0] // self.step_bands
         return (images, jax.lax.div(step, phases), 0, jax.lax.rem(step, phases), 0, group)
 
-    def bytes_of_blocks(self, tensors, itemsize):
-        """Bytes that `tensors` double-buffered blocks take in VMEM, lanes padded to whole registers."""
-        return 2 * tensors * math.prod(self.block[:-1]) * self.heads.padded * itemsize
+    def vmem(self, itemsize):
+        """Bytes that a step of the backward pass takes: seven blocks twice, scores, tables twice."""
+        blocks = 2 * 7 * math.prod(self.block[:-1]) * self.heads.padded * itemsize
+        score = 4 * self.tokens * -(-self.tokens // LANES) * LANES
+        tables = (4 if any(self.shift) else 1) + 1  # bias and mask by kind of window, and the bias's gradient
+        return blocks + (2 * tables * self.heads.in_step + 8 * self.at_once) * score
 
 
 def refusal(bands, q, k, v, *, return_lse, other):
@@ -102,10 +105,7 @@ def refusal(bands, q, k, v, *, return_lse, other):
     reason = beyond(bands, q, k, v, return_lse=return_lse, other=other)
     if reason:
         return reason
-    score = 4 * bands.tokens * -(-bands.tokens // LANES) * LANES
-    tables = (4 if any(bands.shift) else 1) + 1  # bias and mask by kind of window, and the bias's gradient
-    needed = bands.bytes_of_blocks(7, q.dtype.itemsize) + (2 * tables * bands.heads.in_step + 8 * bands.at_once) * score
-    if needed > vmem():
+    if bands.vmem(q.dtype.itemsize) > vmem():
         return (
             f"a band of {bands.window[0]} x {bands.size[1]} tokens of {bands.heads.lanes} channels does not fit in VMEM"
         )

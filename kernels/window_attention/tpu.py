@@ -92,7 +92,8 @@ def _call(bands, tensors, bias, key_mask, scale):
         out_shape=out_shapes,
         scratch_shapes=scratch,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=limits.vmem()
+            dimension_semantics=("parallel", "arbitrary", "arbitrary"),
+            vmem_limit_bytes=limits.step_vmem(bands.vmem(q.dtype.itemsize)),
         ),
         cost_estimate=pl.CostEstimate(
             flops=rounds * 2 * B * H * W * N * C,
