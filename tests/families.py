@@ -90,6 +90,7 @@ OTHERS = {
     "resnext": ("resnext50_32x4d", dict(img_size=32, embed_dims=(16, 32), depths=(1, 1), cardinality=4, num_classes=8)),
     "convnext": ("convnext_atto", TWO),
     "convnextv2": ("convnextv2_atto", TWO),
+    "inception_next": ("inception_next_atto", dict(TWO, embed_dims=(16, 32), mlp_ratios=(2, 2))),
     "mambaout": ("mambaout_femto", TWO),
     "mlp_mixer": ("mixer_s16_224", dict(img_size=32, patch_size=8, embed_dim=32, depth=1, num_classes=8)),
     "identityformer": ("identityformer_s12", dict(MIXERS, mixers=("identity",) * 2)),
@@ -98,7 +99,9 @@ OTHERS = {
 }
 FAMILIES = ATTENTION | OTHERS
 # Parameters whose gradient is 0 but for rounding, in some families: a batch norm takes the bias before it away.
-ALL_BUT_ZERO = r"(patch_embed\.convs\.\d+|downsample\.reduction|local_mp\.conv1)\.bias$"
+ALL_BUT_ZERO = (
+    r"(stem\.conv|token_mixer\.dwconv_\w+|patch_embed\.convs\.\d+|downsample\.reduction|local_mp\.conv1)\.bias$"
+)
 
 
 def build(key, **fields):

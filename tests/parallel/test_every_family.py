@@ -57,6 +57,7 @@ NEAR = (
     "resnet",
     "convnextv2",
     "identityformer",
+    "inception_next",
 )
 
 

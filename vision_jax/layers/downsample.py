@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vision_jax.layers.conv import Conv
+from vision_jax.layers.norm import normalise
 from vision_jax.parameters import trunc_normal
 
 
@@ -27,8 +28,8 @@ class Downsample(nnx.Module):
         self.norm = norm(din if norm_first else dout) if norm else None
         self.conv = Conv(din, dout, kernel_size, stride=stride, padding=padding, bias=bias, init=init, dtype=dtype)
 
-    def __call__(self, x):
+    def __call__(self, x, train=None):
         if self.norm and self.norm_first:
-            return self.conv(self.norm(x))
+            return self.conv(normalise(self.norm, x, train))
         x = self.conv(x)
-        return self.norm(x) if self.norm else x
+        return normalise(self.norm, x, train) if self.norm else x

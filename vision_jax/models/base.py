@@ -149,24 +149,28 @@ class Stage(nnx.Module):
         self.downsample, self.blocks = downsample, blocks
 
     def __call__(self, x, train=None):
-        return self.blocks(self.downsample(x) if self.downsample else x, train)
+        return self.blocks(self.downsample(x, train) if self.downsample else x, train)
 
 
 class StagedModel(Model):
     """A stem, stages at falling resolutions, a head: most hierarchical models are this and a block.
 
     A family sets `stem(images)`, `stages` (a list of `Stage`) and `head(map, train)`; `norm_pre`, if any, normalises
-    the last map.
+    the last map. One whose stem has batch norms sets `run_stem` to hand it the train mode.
     """
 
     norm_pre = None
+
+    def run_stem(self, images, train=None):
+        """Images [B, H, W, C] -> the first stage's map."""
+        return self.stem(images)
 
     def forward_features(self, images, train=None, pyramid=False, out_indices=None):
         """Images [B, H, W, C] -> map [B, H/32, W/32, C].
 
         pyramid=True gives the maps after the stages in `out_indices` instead, not normalised.
         """
-        maps = self.run_stages(self.stem(images), train)
+        maps = self.run_stages(self.run_stem(images, train), train)
         if pyramid:
             return [maps[i] for i in self.indices(out_indices)]
         return self.norm_pre(maps[-1]) if self.norm_pre else maps[-1]
