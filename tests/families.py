@@ -91,6 +91,17 @@ OTHERS = {
     "convnext": ("convnext_atto", TWO),
     "convnextv2": ("convnextv2_atto", TWO),
     "inception_next": ("inception_next_atto", dict(TWO, embed_dims=(16, 32), mlp_ratios=(2, 2))),
+    "shvit": (
+        "shvit_s1",
+        dict(
+            img_size=64,
+            depths=(1, 1),
+            embed_dims=(32, 64),
+            attention_dims=(8, 16),
+            attend=(False, True),
+            num_classes=8,
+        ),
+    ),
     "mambaout": ("mambaout_femto", TWO),
     "mlp_mixer": ("mixer_s16_224", dict(img_size=32, patch_size=8, embed_dim=32, depth=1, num_classes=8)),
     "identityformer": ("identityformer_s12", dict(MIXERS, mixers=("identity",) * 2)),

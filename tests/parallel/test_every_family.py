@@ -58,6 +58,7 @@ NEAR = (
     "convnextv2",
     "identityformer",
     "inception_next",
+    "shvit",
 )
 
 

@@ -10,6 +10,7 @@ from flax import nnx
 
 from vision_jax.errors import InputError
 from vision_jax.layers.conv import pair
+from vision_jax.layers.conv_norm import reparameterized
 from vision_jax.registry import check, create_model, fill
 
 
@@ -110,6 +111,16 @@ class Model(nnx.Module):
             kept = own is not None and not ".".join(map(str, path)).startswith(tuple(f"{c}." for c in self.classifier))
             flat.append((path, own if kept else variable))
         return fill(nnx.merge(graphdef, nnx.from_flat_state(flat)), seed)
+
+    def reparameterize(self):
+        """A copy for deployment: the same values up to rounding, the batch norms merged into the layers beside them.
+
+        An abstract model gives an abstract copy, for weights that were saved from one (names "ours").
+
+        Raises:
+          InputError: this family has nothing to merge.
+        """
+        return reparameterized(self)
 
     def run_stages(self, x, train=None):
         """x through `self.stages` -> a list of the maps after each."""
