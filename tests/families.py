@@ -3,6 +3,8 @@
 Every attention has heads that four devices can share; no dimension of a parameter is a multiple of 11.
 """
 
+import re
+
 import jax
 import numpy as np
 
@@ -83,6 +85,7 @@ ATTENTION = {
     "l2vit": ("l2vit_tiny", dict(TWO, depths=(2, 2), num_heads=(4, 4), window_size=4)),
     "vir": ("vir_small_patch16_224", VIT),
     "volo": ("volo_d1_224", dict(TWO, num_heads=(4, 8), class_depth=1, stem_dim=8)),
+    "efficientformer": ("efficientformer_l1", dict(TWO, num_heads=4, key_dim=8, value_ratio=2, mlp_ratio=2.0)),
     "caformer": ("caformer_s18", dict(MIXERS, embed_dims=(32, 128), mixers=("conv", "attention"))),
 }
 OTHERS = {
@@ -102,6 +105,20 @@ OTHERS = {
             num_classes=8,
         ),
     ),
+    "efficientformer_v2": (
+        "efficientformerv2_s0",
+        dict(
+            img_size=64,
+            depths=(0, 0, 1, 1),
+            embed_dims=(16, 16, 32, 32),
+            num_vit=1,
+            num_heads=4,
+            key_dim=8,
+            down_key_dim=8,
+            mlp_ratios=(1,) * 4,
+            num_classes=8,
+        ),
+    ),
     "mambaout": ("mambaout_femto", TWO),
     "mlp_mixer": ("mixer_s16_224", dict(img_size=32, patch_size=8, embed_dim=32, depth=1, num_classes=8)),
     "identityformer": ("identityformer_s12", dict(MIXERS, mixers=("identity",) * 2)),
@@ -113,6 +130,11 @@ FAMILIES = ATTENTION | OTHERS
 ALL_BUT_ZERO = (
     r"(stem\.conv|token_mixer\.dwconv_\w+|patch_embed\.convs\.\d+|downsample\.reduction|local_mp\.conv1)\.bias$"
 )
+
+
+def all_but_zero(name, names):
+    """Whether the gradient of a parameter is 0 but for rounding, given the names of all."""
+    return re.search(ALL_BUT_ZERO, name) or (name.endswith(".conv.bias") and f"{name[:-9]}bn.scale" in names)
 
 
 def build(key, **fields):

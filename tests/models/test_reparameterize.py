@@ -10,7 +10,11 @@ from golden_cases import CASES, filled
 
 pytestmark = pytest.mark.heavy
 
-LEFT = {"shvit": set()}  # of each family the norms that no layer can take over
+LEFT = {  # of each family the norms that no layer takes over
+    "shvit": set(),
+    "efficientformer": set(),
+    "efficientformer_v2": {"norm_pre"},
+}
 
 
 @pytest.fixture(scope="module", params=LEFT)

@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import pytest
 from flax import nnx
 

@@ -11,6 +11,7 @@ from flax import nnx
 from vision_jax.errors import InputError
 from vision_jax.layers.conv import pair
 from vision_jax.layers.conv_norm import reparameterized
+from vision_jax.layers.norm import normalise
 from vision_jax.registry import check, create_model, fill
 
 
@@ -184,7 +185,7 @@ class StagedModel(Model):
         maps = self.run_stages(self.run_stem(images, train), train)
         if pyramid:
             return [maps[i] for i in self.indices(out_indices)]
-        return self.norm_pre(maps[-1]) if self.norm_pre else maps[-1]
+        return normalise(self.norm_pre, maps[-1], train) if self.norm_pre else maps[-1]
 
     def forward_head(self, x, train=None):
         """Map [B, H, W, C] -> logits [B, num_classes], or pooled features [B, C] without a head."""
