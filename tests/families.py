@@ -86,6 +86,20 @@ ATTENTION = {
     "vir": ("vir_small_patch16_224", VIT),
     "volo": ("volo_d1_224", dict(TWO, num_heads=(4, 8), class_depth=1, stem_dim=8)),
     "efficientformer": ("efficientformer_l1", dict(TWO, num_heads=4, key_dim=8, value_ratio=2, mlp_ratio=2.0)),
+    "nextvit": (
+        "nextvit_small",
+        dict(
+            img_size=32,
+            stem_dims=(8, 8, 8, 32),
+            depths=(1, 1),
+            embed_dims=(32, 32),
+            mixed_dims=(0, 128),
+            mixed_every=(0, 1),
+            sr_ratios=(1, 2),
+            head_dim=8,
+            num_classes=8,
+        ),
+    ),
     "caformer": ("caformer_s18", dict(MIXERS, embed_dims=(32, 128), mixers=("conv", "attention"))),
 }
 OTHERS = {

@@ -14,6 +14,7 @@ LEFT = {  # of each family the norms that no layer takes over
     "shvit": set(),
     "efficientformer": set(),
     "efficientformer_v2": {"norm_pre"},
+    "nextvit": {"norm_pre"},
 }
 
 

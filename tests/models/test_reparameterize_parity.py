@@ -11,7 +11,14 @@ import vision_jax as vj
 
 pytestmark = pytest.mark.parity
 
-MERGE = {"shvit_s1": lambda model: model.fuse()}
+
+def merge(model):
+    """Next-ViT's blocks merge one by one."""
+    for module in model.modules():
+        getattr(module, "reparameterize", lambda: None)()
+
+
+MERGE = {"shvit_s1": lambda model: model.fuse(), "nextvit_small": merge}
 
 
 @pytest.mark.parametrize("name", MERGE)

@@ -60,6 +60,7 @@ NEAR = (
     "shvit",
     "efficientformer",
     "efficientformer_v2",
+    "nextvit",
 )
 
 

@@ -108,14 +108,15 @@ def norm_after(layer, norm):
 
 
 def norm_before(norms, layer):
-    """Merges batch norms, applied in turn, into the `Linear` after them, in place; they are still the caller's."""
-    kernel = layer.kernel[...]
+    """Merges batch norms, applied in turn, into the `Linear` or `KV` after them, in place; the norms stay."""
     factor, offset = affine(norms[0])
     for norm in norms[1:]:
         more, further = affine(norm)
         factor, offset = factor * more, offset * more + further
-    shift = (offset[..., None] * kernel).sum(-2)
-    layer.kernel.set_value(kernel * factor[..., None])
+    kernel = layer.kernel[...]
+    stacked, flat = factor.shape[:-1], kernel.reshape(*factor.shape, -1)
+    shift = (offset[..., None] * flat).sum(-2).reshape(*stacked, *kernel.shape[factor.ndim :])
+    layer.kernel.set_value((flat * factor[..., None]).reshape(kernel.shape))
     _set_bias(layer, shift if layer.bias is None else layer.bias[...] + shift)
 
 

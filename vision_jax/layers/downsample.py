@@ -29,7 +29,6 @@ class Downsample(nnx.Module):
         self.conv = Conv(din, dout, kernel_size, stride=stride, padding=padding, bias=bias, init=init, dtype=dtype)
 
     def __call__(self, x, train=None):
-        if self.norm and self.norm_first:
+        if self.norm_first:
             return self.conv(normalise(self.norm, x, train))
-        x = self.conv(x)
-        return normalise(self.norm, x, train) if self.norm else x
+        return normalise(self.norm, self.conv(x), train)

@@ -57,5 +57,7 @@ class BatchNorm(nnx.Module):
 
 
 def normalise(norm, x, train=None):
-    """A norm's result, x of the same shape: only batch norms ask whether it is training."""
+    """A norm's result, x itself without one; only batch norms ask whether it is training."""
+    if norm is None:
+        return x
     return norm(x, train) if isinstance(norm, BatchNorm) else norm(x)

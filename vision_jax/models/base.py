@@ -185,7 +185,7 @@ class StagedModel(Model):
         maps = self.run_stages(self.run_stem(images, train), train)
         if pyramid:
             return [maps[i] for i in self.indices(out_indices)]
-        return normalise(self.norm_pre, maps[-1], train) if self.norm_pre else maps[-1]
+        return normalise(self.norm_pre, maps[-1], train)
 
     def forward_head(self, x, train=None):
         """Map [B, H, W, C] -> logits [B, num_classes], or pooled features [B, C] without a head."""
