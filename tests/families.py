@@ -133,6 +133,7 @@ OTHERS = {
             num_classes=8,
         ),
     ),
+    "gfnet": ("gfnet_ti", dict(img_size=16, patch_size=4, depths=(1,), embed_dims=(32,), num_classes=8)),
     "mambaout": ("mambaout_femto", TWO),
     "mlp_mixer": ("mixer_s16_224", dict(img_size=32, patch_size=8, embed_dim=32, depth=1, num_classes=8)),
     "identityformer": ("identityformer_s12", dict(MIXERS, mixers=("identity",) * 2)),
