@@ -3,6 +3,8 @@
 Every attention has heads that four devices can share; no dimension of a parameter is a multiple of 11.
 """
 
+import re
+
 import jax
 import numpy as np
 
@@ -83,6 +85,21 @@ ATTENTION = {
     "l2vit": ("l2vit_tiny", dict(TWO, depths=(2, 2), num_heads=(4, 4), window_size=4)),
     "vir": ("vir_small_patch16_224", VIT),
     "volo": ("volo_d1_224", dict(TWO, num_heads=(4, 8), class_depth=1, stem_dim=8)),
+    "efficientformer": ("efficientformer_l1", dict(TWO, num_heads=4, key_dim=8, value_ratio=2, mlp_ratio=2.0)),
+    "nextvit": (
+        "nextvit_small",
+        dict(
+            img_size=32,
+            stem_dims=(8, 8, 8, 32),
+            depths=(1, 1),
+            embed_dims=(32, 32),
+            mixed_dims=(0, 128),
+            mixed_every=(0, 1),
+            sr_ratios=(1, 2),
+            head_dim=8,
+            num_classes=8,
+        ),
+    ),
     "caformer": ("caformer_s18", dict(MIXERS, embed_dims=(32, 128), mixers=("conv", "attention"))),
 }
 OTHERS = {
@@ -90,6 +107,33 @@ OTHERS = {
     "resnext": ("resnext50_32x4d", dict(img_size=32, embed_dims=(16, 32), depths=(1, 1), cardinality=4, num_classes=8)),
     "convnext": ("convnext_atto", TWO),
     "convnextv2": ("convnextv2_atto", TWO),
+    "inception_next": ("inception_next_atto", dict(TWO, embed_dims=(16, 32), mlp_ratios=(2, 2))),
+    "shvit": (
+        "shvit_s1",
+        dict(
+            img_size=64,
+            depths=(1, 1),
+            embed_dims=(32, 64),
+            attention_dims=(8, 16),
+            attend=(False, True),
+            num_classes=8,
+        ),
+    ),
+    "efficientformer_v2": (
+        "efficientformerv2_s0",
+        dict(
+            img_size=64,
+            depths=(0, 0, 1, 1),
+            embed_dims=(16, 16, 32, 32),
+            num_vit=1,
+            num_heads=4,
+            key_dim=8,
+            down_key_dim=8,
+            mlp_ratios=(1,) * 4,
+            num_classes=8,
+        ),
+    ),
+    "gfnet": ("gfnet_ti", dict(img_size=16, patch_size=4, depths=(1,), embed_dims=(32,), num_classes=8)),
     "mambaout": ("mambaout_femto", TWO),
     "mlp_mixer": ("mixer_s16_224", dict(img_size=32, patch_size=8, embed_dim=32, depth=1, num_classes=8)),
     "identityformer": ("identityformer_s12", dict(MIXERS, mixers=("identity",) * 2)),
@@ -98,7 +142,14 @@ OTHERS = {
 }
 FAMILIES = ATTENTION | OTHERS
 # Parameters whose gradient is 0 but for rounding, in some families: a batch norm takes the bias before it away.
-ALL_BUT_ZERO = r"(patch_embed\.convs\.\d+|downsample\.reduction|local_mp\.conv1)\.bias$"
+ALL_BUT_ZERO = (
+    r"(stem\.conv|token_mixer\.dwconv_\w+|patch_embed\.convs\.\d+|downsample\.reduction|local_mp\.conv1)\.bias$"
+)
+
+
+def all_but_zero(name, names):
+    """Whether the gradient of a parameter is 0 but for rounding, given the names of all."""
+    return re.search(ALL_BUT_ZERO, name) or (name.endswith(".conv.bias") and f"{name[:-9]}bn.scale" in names)
 
 
 def build(key, **fields):

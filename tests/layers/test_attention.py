@@ -7,10 +7,11 @@ import pytest
 
 import tiny
 from vision_jax.functional import Train, apply, split
-from vision_jax.layers.attention import Attention, aggregate, attention_probabilities
+from vision_jax.layers.attention import Attention, WideQKV, aggregate, attention_probabilities
 from vision_jax.layers.block import Block
 from vision_jax.layers.mlp import Mlp
 from vision_jax.layers.norm import LayerNorm
+from vision_jax.layers.talking_heads import TalkingHeads
 
 B, N, C, HEADS = 2, 5, 6, 3
 norm = functools.partial(LayerNorm, epsilon=1e-3, dtype=jnp.float64)
@@ -108,3 +109,24 @@ def test_drop_path_drops_the_branches_apart():
     attention_alone = np.isclose(out, after_attention, rtol=1e-4, atol=1e-4).all((1, 2))
     assert 0.1 < untouched.mean() < 0.45  # a quarter has neither branch
     assert 0.1 < attention_alone.mean() < 0.45
+
+
+def test_a_bias_is_added_to_the_scores():
+    q, k, bias = tiny.normal(B, N, HEADS, 2), tiny.normal(B, N - 1, HEADS, 2), tiny.normal(HEADS, N, N - 1)
+    wanted = _softmax(np.einsum("bqhd,bkhd->bhqk", q, k) * 2**-0.5 + bias)
+    np.testing.assert_allclose(attention_probabilities(q, k, bias=bias), wanted, rtol=1e-5)
+
+
+def test_values_wider_than_keys():
+    layer, x = WideQKV(C, HEADS, 2, 5), tiny.normal(B, N, C)
+    layer.bias.set_value(jnp.asarray(tiny.normal(HEADS, 9)))
+    each = np.stack([x @ layer.kernel[:, h] + layer.bias[h] for h in range(HEADS)], axis=2)
+    for found, wanted in zip(layer(x), np.split(each, [2, 4], axis=-1), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_talking_heads():
+    layer, x = TalkingHeads(HEADS, 2), tiny.normal(B, HEADS, N, N)
+    layer.bias.set_value(jnp.asarray(tiny.normal(2)))
+    wanted = sum(x[:, i, None] * np.asarray(layer.kernel[i])[:, None, None] for i in range(HEADS))
+    np.testing.assert_allclose(layer(x), wanted + np.asarray(layer.bias[...])[:, None, None], rtol=1e-5, atol=1e-5)

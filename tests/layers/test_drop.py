@@ -23,9 +23,9 @@ def test_dropout_drops_elements_and_keeps_the_mean():
     assert {0, 1, 2, 3, 4} == set(rows)  # elements, not rows
 
 
-@pytest.mark.parametrize("rate", [0.3, jnp.float32(0.3)])
-def test_drop_path_drops_examples_and_keeps_the_mean(rate):
-    y = np.asarray(drop_path(np.full((N, 2, 3), 3.0, np.float32), _train(rate)))
+@pytest.mark.parametrize(("rate", "share"), [(0.3, 1.0), (jnp.float32(0.3), 1.0), (0.6, 0.5)])
+def test_drop_path_drops_examples_and_keeps_the_mean(rate, share):
+    y = np.asarray(drop_path(np.full((N, 2, 3), 3.0, np.float32), _train(rate), share))
     kept = y != 0
     assert (kept == kept[:, :1, :1]).all()  # examples, not elements
     np.testing.assert_allclose(y[kept], 3 / 0.7, rtol=1e-6)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vision_jax.layers.interpolate import bicubic
+from vision_jax.layers.interpolate import bicubic, bilinear
 
 
 def keys(d, a=-0.75):
@@ -24,3 +24,17 @@ def test_equals_the_definition(size):
                     pixel = x[:, min(max(i, 0), 6), min(max(j, 0), 5)]
                     wanted[:, row, column] += keys(y - i) * keys(z - j) * pixel
     np.testing.assert_allclose(bicubic(x, size), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(14, 12), (3, 9)])
+def test_bilinear_equals_the_definition(size):
+    x = np.random.default_rng(0).normal(size=(2, 7, 6, 3)).astype(np.float32)
+    wanted = np.zeros((2, *size, 3))
+    for row in range(size[0]):
+        for column in range(size[1]):
+            y, z = max((row + 0.5) * 7 / size[0] - 0.5, 0), max((column + 0.5) * 6 / size[1] - 0.5, 0)
+            for i in range(7):
+                for j in range(6):
+                    weight = max(1 - abs(min(y, 6) - i), 0) * max(1 - abs(min(z, 5) - j), 0)
+                    wanted[:, row, column] += weight * x[:, i, j]
+    np.testing.assert_allclose(bilinear(x, size), wanted, rtol=0, atol=1e-5)

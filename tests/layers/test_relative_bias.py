@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vision_jax.layers.relative_bias import RelativeBias, RelativeBiasMap, RelativeBiasMlp
+from vision_jax.layers.interpolate import bicubic
+from vision_jax.layers.relative_bias import DistanceBias, RelativeBias, RelativeBiasMap, RelativeBiasMlp
 
 HEADS, WINDOW = 2, (2, 3)
 TOKENS = [(y, x) for y in range(WINDOW[0]) for x in range(WINDOW[1])]
@@ -41,3 +42,24 @@ def test_a_map_is_resampled_as_the_table_is():
     given = RelativeBiasMap(heads, (3, 7)).resample("", table.reshape(9, 9, heads).transpose(2, 0, 1))
     wanted = RelativeBias(heads, (3, 7)).resample("", table).reshape(5, 13, heads).transpose(2, 0, 1)
     np.testing.assert_array_equal(given, wanted)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_distances(stride):
+    (h, w), layer = (3, 5), DistanceBias(HEADS, (3, 5), stride=stride)
+    table = np.random.default_rng(0).normal(size=(HEADS, h * w)).astype(np.float32)
+    layer.attention_biases.set_value(jnp.asarray(table))
+    wanted = [
+        [table[:, abs(qy - ky) * w + abs(qx - kx)] for ky in range(h) for kx in range(w)]
+        for qy in range(0, h, stride)
+        for qx in range(0, w, stride)
+    ]
+    np.testing.assert_array_equal(layer(), np.moveaxis(wanted, -1, 0))
+
+
+def test_distances_of_another_map():
+    layer, table = DistanceBias(HEADS, (4, 6)), np.random.default_rng(0).normal(size=(HEADS, 9)).astype(np.float32)
+    wanted = bicubic(table.reshape(1, HEADS, 3, 3).transpose(0, 2, 3, 1), (4, 6))[0]
+    np.testing.assert_array_equal(layer.resample("attention_biases", table), wanted.reshape(24, HEADS).T)
+    same = np.zeros((HEADS, 24), np.float32)
+    assert layer.resample("attention_biases", same) is same  # no square, as its own

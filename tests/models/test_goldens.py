@@ -12,7 +12,7 @@ from flax import nnx
 
 import golden
 import vision_jax as vj
-from golden_cases import CASES
+from golden_cases import CASES, filled
 from vision_jax.layers.attention import GatedQKV
 from vision_jax.layers.conv import Conv
 from vision_jax.layers.linear import PointwiseConv
@@ -22,13 +22,6 @@ from vision_jax.weights.convert import dialect, entries
 pytestmark = pytest.mark.heavy
 
 FLOAT64, FLOAT32 = 1e-9, 2e-5
-
-
-def filled(case, record, arrays, **fields):
-    """Our model with the golden's weights."""
-    source = {name: golden.fill(name, tuple(shape), record["gain"]) for name, shape in record["shapes"].items()}
-    source |= {name.removeprefix("before/"): value for name, value in arrays.items() if name.startswith("before/")}
-    return vj.load_weights(vj.create_model(case.ours, abstract=True, **case.fields, **fields), source)
 
 
 def in_reference_layout(case, static, params):

@@ -60,3 +60,19 @@ def test_wrong_input_is_told(weights, tmp_path, capsys):
     assert "NAME=VALUE" in capsys.readouterr().err
     assert export.main([*base, *ARGUMENTS, "--field", "num_classes=6"]) == 2
     assert "head" in capsys.readouterr().err
+
+
+def test_a_deployed_model(tmp_path, capsys):
+    fields = dict(depths=(1,), embed_dims=(8,), attention_dims=(4,), attend=(True,), num_classes=3)
+    model = vj.create_model("shvit_s1", **fields)
+    vj.save_weights(model, tmp_path / "trained.safetensors", names="ours")
+    output = tmp_path / "deployed.safetensors"
+    options = ["shvit_s1", "--weights", str(tmp_path / "trained.safetensors"), "--output", str(output), "--deploy"]
+    options += [part for name, value in fields.items() for part in ("--field", f"{name}={value}")]
+    assert export.main(options) == 2
+    assert "--names ours" in capsys.readouterr().err
+    assert export.main([*options, "--names", "ours"]) == 0
+    expected = vj.state_dict(model.reparameterize(), "ours")
+    found = safetensors.numpy.load_file(output)
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)

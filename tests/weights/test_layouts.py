@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vision_jax.layers.attention import KV, Attention
+from vision_jax.layers.attention import KV, Attention, WideQKV
 from vision_jax.layers.conv import Conv
 from vision_jax.layers.glu import GLU
 from vision_jax.layers.linear import Linear, PointwiseConv
@@ -31,6 +31,7 @@ class Layers(nnx.Module):
         self.ls = LayerScale(2, 0.1)
         self.attn = Attention(6, 2)
         self.kv = KV(6, 2, 3)
+        self.wide = WideQKV(2, 3, 1, 2)
         self.glu = GLU(2, 3)
         self.listed = nnx.List([Linear(1, 1, bias=False)])
 
@@ -53,7 +54,8 @@ def test_torch_names_and_shapes(layers):
         "norm.weight": (2,), "norm.bias": (2,), "ls.gamma": (2,), "listed.0.weight": (1, 1),
         "bn.weight": (2,), "bn.bias": (2,), "bn.running_mean": (2,), "bn.running_var": (2,),
         "bn.num_batches_tracked": (),
-        "kv.weight": (12, 6), "kv.bias": (12,), "glu.weight": (6, 2), "glu.bias": (6,),
+        "kv.weight": (12, 6), "kv.bias": (12,), "wide.weight": (12, 2), "wide.bias": (12,),
+        "glu.weight": (6, 2), "glu.bias": (6,),
         "attn.qkv.weight": (18, 6), "attn.qkv.bias": (18,), "attn.proj.weight": (6, 6), "attn.proj.bias": (6,),
     }  # fmt: skip
 

@@ -64,6 +64,30 @@ class GatedQKV(QKV):
     parts = 4
 
 
+class WideQKV(nnx.Module):
+    """Queries, keys and wider values: [..., C] -> two [..., heads, key_dim] and one [..., heads, value_dim].
+
+    The kernel is stored [C, heads, 2 key_dim + value_dim]; one product gives all.
+
+    Args:
+      dim: channels in.
+      num_heads, key_dim, value_dim: shape of the results.
+      dtype: dtype of the computation.
+    """
+
+    def __init__(self, dim, num_heads, key_dim, value_dim, *, dtype=jnp.float32):
+        self.key_dim, self.dtype = key_dim, dtype
+        width = 2 * key_dim + value_dim
+        self.kernel = param((dim, num_heads, width), trunc_normal, (dim, num_heads * width))
+        self.bias = param((num_heads, width), zeros)
+
+    def __call__(self, x):
+        kernel = self.kernel[...].astype(self.dtype)
+        y = x.astype(self.dtype) @ kernel.reshape(len(kernel), -1)
+        y = y.reshape(*x.shape[:-1], *kernel.shape[1:]) + self.bias[...].astype(self.dtype)
+        return jnp.split(y, [self.key_dim, 2 * self.key_dim], axis=-1)
+
+
 class Attention(nnx.Module):
     """Self-attention, [B, N, C] -> [B, N, C].
 
@@ -96,8 +120,8 @@ class Attention(nnx.Module):
         return dropout(self.proj(out.reshape(x.shape)), self.proj_drop, train)
 
 
-def attention_probabilities(q, k, scale=None):
-    """softmax(q k^T scale) over the keys, at least float32.
+def attention_scores(q, k, scale=None):
+    """q k^T scale, at least float32.
 
     Args:
       q: [B, Nq, heads, head_dim].
@@ -108,8 +132,14 @@ def attention_probabilities(q, k, scale=None):
       [B, heads, Nq, Nk].
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
-    return jax.nn.softmax(scores * scale, axis=-1)
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    return jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=wide) * scale
+
+
+def attention_probabilities(q, k, scale=None, bias=None):
+    """The softmax of the scores over the keys, [B, heads, Nq, Nk]; `bias` [heads, Nq, Nk] is added to them before."""
+    scores = attention_scores(q, k, scale)
+    return jax.nn.softmax(scores if bias is None else scores + bias.astype(scores.dtype), axis=-1)
 
 
 def aggregate(probabilities, v):

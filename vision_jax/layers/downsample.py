@@ -4,7 +4,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vision_jax.layers.conv import Conv
-from vision_jax.parameters import trunc_normal
+from vision_jax.layers.norm import normalise
+from vision_jax.parameters import trunc_normal, zeros
 
 
 class Downsample(nnx.Module):
@@ -15,20 +16,22 @@ class Downsample(nnx.Module):
       kernel_size, stride, padding: of the convolution.
       norm: `(dim) -> module`, or None.
       norm_first: whether it normalises what goes into the convolution, not what comes out.
-      bias: whether the convolution has one; init: initialiser of its kernel.
+      bias: whether the convolution has one; init, bias_init: initialisers of its kernel and bias.
       dtype: dtype of the computation.
     """
 
     def __init__(
         self, din, dout, kernel_size, *, stride, padding, norm, norm_first=True, bias=True, init=trunc_normal,
-        dtype=jnp.float32,
+        bias_init=zeros, dtype=jnp.float32,
     ):  # fmt: skip
         self.norm_first = norm_first
         self.norm = norm(din if norm_first else dout) if norm else None
-        self.conv = Conv(din, dout, kernel_size, stride=stride, padding=padding, bias=bias, init=init, dtype=dtype)
+        self.conv = Conv(
+            din, dout, kernel_size, stride=stride, padding=padding, bias=bias, init=init, bias_init=bias_init,
+            dtype=dtype,
+        )  # fmt: skip
 
-    def __call__(self, x):
-        if self.norm and self.norm_first:
-            return self.conv(self.norm(x))
-        x = self.conv(x)
-        return self.norm(x) if self.norm else x
+    def __call__(self, x, train=None):
+        if self.norm_first:
+            return self.conv(normalise(self.norm, x, train))
+        return normalise(self.norm, self.conv(x), train)

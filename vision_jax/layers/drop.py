@@ -18,15 +18,15 @@ def dropout(x, rate, train):
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
 
 
-def drop_path(x, train):
+def drop_path(x, train, share=1.0):
     """Drops a residual branch of whole examples, x [B, ...] (stochastic depth: Huang et al., 2016, arXiv:1603.09382).
 
-    The rate is the block's, `train.drop_path_rate`: the stack that runs the blocks hands it out. What is kept is
-    divided by 1 - rate. A rate of zero still takes its key.
+    The rate is the block's, `train.drop_path_rate`: the stack that runs the blocks hands it out; or a `share` of it.
+    What is kept is divided by 1 - rate. A rate of zero still takes its key.
     """
     if not train:
         return x
-    key, rate = train.key(), train.drop_path_rate
+    key, rate = train.key(), train.drop_path_rate * share
     if isinstance(rate, float) and not rate:
         return x
     keep_rate = np.float32(1) - (np.float32(rate) if isinstance(rate, float) else rate)  # the same bits as under scan

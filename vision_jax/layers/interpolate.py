@@ -11,9 +11,18 @@ def bicubic(x, size):
 
     Torch's: kernel parameter -0.75, pixels' centres aligned, the border repeated, no antialiasing.
     """
+    return _interpolated(x, size, _bicubic_taps)
+
+
+def bilinear(x, size):
+    """Bilinear interpolation of a map, [B, H, W, C] -> [B, *size, C]: torch's, as above but of two pixels an axis."""
+    return _interpolated(x, size, _bilinear_taps)
+
+
+def _interpolated(x, size, taps_of):
     for axis, out in zip((1, 2), size, strict=True):
         shape = [out if i == axis else 1 for i in range(4)]
-        taps = zip(*_bicubic_taps(x.shape[axis], out), strict=True)
+        taps = zip(*taps_of(x.shape[axis], out), strict=True)
         x = sum(jnp.take(x, pixels, axis) * weights.astype(x.dtype).reshape(shape) for pixels, weights in taps)
     return x
 
@@ -26,3 +35,11 @@ def _bicubic_taps(n, out):
     d = np.abs(centre - pixels)
     near, far = ((a + 2) * d - (a + 3)) * d * d + 1, a * (((d - 5) * d + 8) * d - 4)
     return np.clip(pixels, 0, n - 1).astype(np.int32), np.where(d <= 1, near, far)
+
+
+@functools.cache
+def _bilinear_taps(n, out):
+    """(pixels, weights), [2, out] each."""
+    centre = np.maximum((np.arange(out) + 0.5) * n / out - 0.5, 0)
+    pixels = np.floor(centre) + np.arange(2)[:, None]
+    return np.minimum(pixels, n - 1).astype(np.int32), 1 - np.abs(centre - pixels)

@@ -54,3 +54,10 @@ class BatchNorm(nnx.Module):
             self.mean[...], self.var[...] = new_mean.astype(mean.dtype), new_var.astype(var.dtype)
             mean, var = batch_mean, batch_var
         return ((x - mean) * (jax.lax.rsqrt(var + self.epsilon) * self.scale[...]) + self.bias[...]).astype(self.dtype)
+
+
+def normalise(norm, x, train=None):
+    """A norm's result, x itself without one; only batch norms ask whether it is training."""
+    if norm is None:
+        return x
+    return norm(x, train) if isinstance(norm, BatchNorm) else norm(x)

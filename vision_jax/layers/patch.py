@@ -5,6 +5,7 @@ from flax import nnx
 
 from vision_jax.layers.conv import Conv
 from vision_jax.layers.linear import Linear
+from vision_jax.layers.norm import normalise
 from vision_jax.parameters import torch_default
 
 
@@ -48,9 +49,11 @@ class PatchMerging(nnx.Module):
         self.norm = norm(dout if norm_last else 4 * din)
         self.reduction = Linear(4 * din, dout, bias=False, dtype=dtype)
 
-    def __call__(self, x):
+    def __call__(self, x, train=None):
         B, H, W, C = x.shape
         x = jnp.pad(x, ((0, 0), (0, H % 2), (0, W % 2), (0, 0)))
         x = x.reshape(B, -(-H // 2), 2, -(-W // 2), 2, C).transpose(0, 1, 3, 4, 2, 5)
         x = x.reshape(*x.shape[:3], 4 * C)
-        return self.norm(self.reduction(x)) if self.norm_last else self.reduction(self.norm(x))
+        if self.norm_last:
+            return normalise(self.norm, self.reduction(x), train)
+        return self.reduction(normalise(self.norm, x, train))

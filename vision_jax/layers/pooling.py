@@ -29,6 +29,14 @@ def avg_pool(x, window, *, stride, padding=0, ceil_mode=False):
     return total / np.outer(rows, columns)[..., None].astype(x.dtype)
 
 
+def pool_mixer(x, train=None):
+    """The average of a pixel's 3x3 neighbours within the map, less the pixel, which a shortcut adds again.
+
+    The token mixer of PoolFormer (Yu et al., 2022, arXiv:2111.11418, equation 4), [B, H, W, C] -> [B, H, W, C].
+    """
+    return avg_pool(x, 3, stride=1, padding=1) - x
+
+
 @functools.cache
 def _windows(size, window, stride, padding, ceil_mode):
     """((padding before, after), number of an axis' elements in each window)."""

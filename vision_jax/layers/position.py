@@ -35,6 +35,18 @@ def relative_index(height, width):
 
 
 @functools.cache
+def distance_index(height, width, stride=1):
+    """The row of a table of distances for each query and key, int32 [Nq, Nk] (LeViT: arXiv:2104.01136, equation 2).
+
+    The table has height * width rows, for the absolute distances of the two along each axis. Queries are every
+    `stride`-th pixel along each.
+    """
+    (y, x), queries = np.mgrid[:height, :width].astype(np.int32), np.s_[::stride, ::stride]
+    rows, columns = (abs(axis[queries].reshape(-1, 1) - axis.reshape(-1)) for axis in (y, x))
+    return rows * width + columns
+
+
+@functools.cache
 def log_spaced_offsets(height, width, reference):
     """Relative positions on a logarithmic scale, [2 height - 1, 2 width - 1, 2], in `relative_index`'s order.
 

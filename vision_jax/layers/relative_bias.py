@@ -1,6 +1,7 @@
 """What the scores of a window's queries and keys gain from their relative positions: [heads, N, N] for N tokens."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,11 @@ import numpy as np
 from flax import nnx
 
 from vision_jax.layers.drop import dropout
+from vision_jax.layers.interpolate import bicubic
 from vision_jax.layers.linear import Linear
-from vision_jax.layers.position import relative_index
+from vision_jax.layers.position import distance_index, relative_index
 from vision_jax.layers.resample import resample_relative_bias
-from vision_jax.parameters import Normal, param, trunc_normal, xavier_uniform
+from vision_jax.parameters import Normal, param, trunc_normal, xavier_uniform, zeros
 
 
 def relative_bias(table, window_size):
@@ -62,6 +64,33 @@ class RelativeBiasMap(nnx.Module):
         flat = resample_relative_bias(array.transpose(1, 2, 0).reshape(-1, len(array)), self.window_size)
         h, w = self.window_size
         return flat.reshape(2 * h - 1, 2 * w - 1, -1).transpose(2, 0, 1) if len(flat) != array[0].size else array
+
+
+class DistanceBias(nnx.Module):
+    """A table for how far query and key are apart along each axis, [heads, h w]: the attention bias of LeViT.
+
+    Graham et al., 2021 (arXiv:2104.01136, equation 2). Called, it gives [heads, Nq, Nk].
+
+    Args:
+      num_heads: number of heads.
+      size: (h, w) of the keys' map.
+      stride: queries are every so many pixels of it along each axis.
+    """
+
+    def __init__(self, num_heads, size, *, stride=1):
+        self.size, self.stride = tuple(size), stride
+        self.attention_biases = param((num_heads, self.size[0] * self.size[1]), zeros)
+
+    def __call__(self):
+        return self.attention_biases[...][:, distance_index(*self.size, self.stride)]
+
+    def resample(self, leaf, array):
+        """A table made for another, square map, at this one's: bicubic, as TinyViT's released code."""
+        side = math.isqrt(array.shape[1])
+        if side * side != array.shape[1] or (side, side) == self.size:
+            return array
+        table = bicubic(array.T.reshape(1, side, side, -1), self.size)
+        return np.asarray(table).reshape(-1, len(array)).T
 
 
 class RelativeBiasMlp(nnx.Module):

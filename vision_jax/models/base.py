@@ -10,6 +10,8 @@ from flax import nnx
 
 from vision_jax.errors import InputError
 from vision_jax.layers.conv import pair
+from vision_jax.layers.conv_norm import reparameterized
+from vision_jax.layers.norm import normalise
 from vision_jax.registry import check, create_model, fill
 
 
@@ -111,6 +113,16 @@ class Model(nnx.Module):
             flat.append((path, own if kept else variable))
         return fill(nnx.merge(graphdef, nnx.from_flat_state(flat)), seed)
 
+    def reparameterize(self):
+        """A copy for deployment: the same values up to rounding, the batch norms merged into the layers beside them.
+
+        An abstract model gives an abstract copy, for weights that were saved from one (names "ours").
+
+        Raises:
+          InputError: this family has nothing to merge.
+        """
+        return reparameterized(self)
+
     def run_stages(self, x, train=None):
         """x through `self.stages` -> a list of the maps after each."""
         maps = []
@@ -149,27 +161,31 @@ class Stage(nnx.Module):
         self.downsample, self.blocks = downsample, blocks
 
     def __call__(self, x, train=None):
-        return self.blocks(self.downsample(x) if self.downsample else x, train)
+        return self.blocks(self.downsample(x, train) if self.downsample else x, train)
 
 
 class StagedModel(Model):
     """A stem, stages at falling resolutions, a head: most hierarchical models are this and a block.
 
     A family sets `stem(images)`, `stages` (a list of `Stage`) and `head(map, train)`; `norm_pre`, if any, normalises
-    the last map.
+    the last map. One whose stem has batch norms sets `run_stem` to hand it the train mode.
     """
 
     norm_pre = None
+
+    def run_stem(self, images, train=None):
+        """Images [B, H, W, C] -> the first stage's map."""
+        return self.stem(images)
 
     def forward_features(self, images, train=None, pyramid=False, out_indices=None):
         """Images [B, H, W, C] -> map [B, H/32, W/32, C].
 
         pyramid=True gives the maps after the stages in `out_indices` instead, not normalised.
         """
-        maps = self.run_stages(self.stem(images), train)
+        maps = self.run_stages(self.run_stem(images, train), train)
         if pyramid:
             return [maps[i] for i in self.indices(out_indices)]
-        return self.norm_pre(maps[-1]) if self.norm_pre else maps[-1]
+        return normalise(self.norm_pre, maps[-1], train)
 
     def forward_head(self, x, train=None):
         """Map [B, H, W, C] -> logits [B, num_classes], or pooled features [B, C] without a head."""

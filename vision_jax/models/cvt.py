@@ -22,11 +22,11 @@ from flax import nnx
 from vision_jax.functional import tap
 from vision_jax.layers.attention import QKV, aggregate, attention_probabilities
 from vision_jax.layers.block import Block
-from vision_jax.layers.conv import Conv
+from vision_jax.layers.conv_norm import ConvNorm
 from vision_jax.layers.drop import dropout, linear_rates
 from vision_jax.layers.linear import Linear
 from vision_jax.layers.mlp import Mlp, gelu, quick_gelu
-from vision_jax.layers.norm import BatchNorm, LayerNorm
+from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.patch import PatchEmbed
 from vision_jax.layers.stack import Stack
 from vision_jax.models.base import FeatureInfo, Model, ModelConfig
@@ -72,17 +72,6 @@ class Grid:
     width: int
 
 
-class ConvProjection(nnx.Module):
-    """A depthwise 3x3 convolution with batch norm, [B, H, W, C] -> [B, H/stride, W/stride, C] (section 3.2)."""
-
-    def __init__(self, dim, stride, *, dtype):
-        self.conv = Conv(dim, dim, 3, stride=stride, groups=dim, bias=False, dtype=dtype)
-        self.bn = BatchNorm(dim, dtype=dtype)
-
-    def __call__(self, x, train=None):
-        return self.bn(self.conv(x), train)
-
-
 class ConvAttention(nnx.Module):
     """Self-attention behind convolutional projections, tokens [B, (1 +) N, C] -> [B, (1 +) N, C] (equation 2).
 
@@ -95,9 +84,9 @@ class ConvAttention(nnx.Module):
 
     def __init__(self, dim, num_heads, *, attn_drop, proj_drop, dtype):
         self.attn_drop, self.proj_drop = attn_drop, proj_drop
-        self.conv_proj_q = ConvProjection(dim, 1, dtype=dtype)
-        self.conv_proj_k = ConvProjection(dim, 2, dtype=dtype)
-        self.conv_proj_v = ConvProjection(dim, 2, dtype=dtype)
+        self.conv_proj_q, self.conv_proj_k, self.conv_proj_v = (
+            ConvNorm(dim, dim, 3, stride=stride, groups=dim, init=trunc_normal, dtype=dtype) for stride in (1, 2, 2)
+        )
         self.qkv = QKV(dim, num_heads, dim // num_heads, dtype=dtype)
         self.proj = Linear(dim, dim, dtype=dtype)
 

@@ -31,7 +31,7 @@ from vision_jax.layers.head import PooledHead
 from vision_jax.layers.linear import Linear, PointwiseConv
 from vision_jax.layers.mlp import Mlp, gelu
 from vision_jax.layers.norm import LayerNorm
-from vision_jax.layers.pooling import avg_pool
+from vision_jax.layers.pooling import pool_mixer
 from vision_jax.layers.seam import seam
 from vision_jax.layers.stack import Stack
 from vision_jax.models.base import FeatureInfo, ModelConfig, Stage, StagedModel
@@ -78,13 +78,13 @@ class RandomMixing(nnx.Module):
 
 
 class Pooling(nnx.Module):
-    """The average of a pixel's 3x3 neighbours within the map, less the pixel, which the shortcut adds again."""
+    """What the 3x3 neighbours have more than the pixel."""
 
     def __init__(self, dim, *, tokens, drop, dtype):
         pass
 
     def __call__(self, x, train=None):
-        return avg_pool(x, 3, stride=1, padding=1) - x
+        return pool_mixer(x)
 
 
 class SeparableConv(nnx.Module):

@@ -4,6 +4,7 @@
     python -m vision_jax.tools.export resnet50 --weights runs/mine --output model.jax --platform tpu   # for jax.export
 
 The second is StableHLO with the weights in it, for any batch size: `jax.export.deserialize(data).call(images)` runs it.
+With --deploy batch norms are merged into the layers beside them first, where the family can (`model.reparameterize()`).
 """
 
 import argparse
@@ -68,6 +69,7 @@ def main(argv=None):
     parser.add_argument("--output", required=True, help="a .safetensors or .npz file, or another for --platform")
     parser.add_argument("--names", default="timm", help="whose names the weights get: timm, hf, ours, ...")
     parser.add_argument("--platform", help="export the forward pass for cpu, cuda or tpu instead")
+    parser.add_argument("--deploy", action="store_true", help="merge batch norms first; weights then need --names ours")
     parser.add_argument("--field", action="append", default=[], metavar="NAME=VALUE", help="of the model's config")
     args = parser.parse_args(argv)
     try:
@@ -76,6 +78,10 @@ def main(argv=None):
                 raise InputError(f"--field={field}: NAME=VALUE is wanted, as --field num_classes=10")
         fields = {name: literal(value) for name, value in (field.split("=", 1) for field in args.field)}
         model = load(args.name, args.weights, fields)
+        if args.deploy:
+            if not args.platform and args.names != "ours":
+                raise InputError(f"--names={args.names}: no reference names a deployed model's weights: --names ours")
+            model = model.reparameterize()
         if args.platform:
             pathlib.Path(args.output).write_bytes(export_forward(model, args.platform))
         else:

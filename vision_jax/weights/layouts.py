@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vision_jax.layers.attention import KV, QKV, Attention, GatedQKV, HeadsFirstQKV
+from vision_jax.layers.attention import KV, QKV, Attention, GatedQKV, HeadsFirstQKV, WideQKV
 from vision_jax.layers.attention_pool import AttentionPoolLatent
 from vision_jax.layers.conv import Conv
 from vision_jax.layers.glu import GLU
@@ -92,6 +92,15 @@ TORCH = {
         # ours [C, 2, hidden], there [2, hidden, C]
         "kernel": Rule("weight", lambda a, _: a.transpose(1, 2, 0), lambda a, _: a.transpose(2, 0, 1), parts=2),
         "bias": Rule("bias", parts=2),
+    },
+    WideQKV: {
+        # ours [C, heads, width], there [heads * width, C]
+        "kernel": Rule(
+            "weight",
+            lambda a, _: a.reshape(len(a), -1).T,
+            lambda a, m: a.T.reshape(-1, *m.kernel.shape[-2:]),
+        ),
+        "bias": Rule("bias", lambda a, _: a.reshape(-1), lambda a, m: a.reshape(m.bias.shape[-2:])),
     },
     HeadsFirstQKV: {
         # ours [C, 3, heads, head_dim], there [heads * 3 * head_dim, C]

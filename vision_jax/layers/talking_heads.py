@@ -1,0 +1,16 @@
+"""Heads of attention that talk to each other."""
+
+import jax.numpy as jnp
+
+from vision_jax.layers.linear import PointwiseConv
+
+
+class TalkingHeads(PointwiseConv):
+    """A linear map over the heads of scores or probabilities, [B, heads, Nq, Nk] -> [B, heads, Nq, Nk].
+
+    Talking-heads attention (Shazeer et al., 2020, arXiv:2003.02436, section 4). Weight files hold a 1x1 convolution.
+    """
+
+    def __call__(self, x):
+        y = jnp.einsum("bhqk,hg->bgqk", x, self.kernel[...].astype(x.dtype))
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)[:, None, None]
