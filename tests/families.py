@@ -83,6 +83,10 @@ ATTENTION = {
     "l2vit": ("l2vit_tiny", dict(TWO, depths=(2, 2), num_heads=(4, 4), window_size=4)),
     "vir": ("vir_small_patch16_224", VIT),
     "volo": ("volo_d1_224", dict(TWO, num_heads=(4, 8), class_depth=1, stem_dim=8)),
+    "davit": (
+        "davit_tiny",
+        dict(img_size=24, depths=(1,), embed_dims=(32,), num_heads=(4,), window_size=3, num_classes=8),
+    ),
     "caformer": ("caformer_s18", dict(MIXERS, embed_dims=(32, 128), mixers=("conv", "attention"))),
 }
 OTHERS = {

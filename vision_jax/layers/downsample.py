@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vision_jax.layers.conv import Conv
-from vision_jax.parameters import trunc_normal
+from vision_jax.parameters import trunc_normal, zeros
 
 
 class Downsample(nnx.Module):
@@ -15,17 +15,20 @@ class Downsample(nnx.Module):
       kernel_size, stride, padding: of the convolution.
       norm: `(dim) -> module`, or None.
       norm_first: whether it normalises what goes into the convolution, not what comes out.
-      bias: whether the convolution has one; init: initialiser of its kernel.
+      bias: whether the convolution has one; init, bias_init: its initialisers.
       dtype: dtype of the computation.
     """
 
     def __init__(
         self, din, dout, kernel_size, *, stride, padding, norm, norm_first=True, bias=True, init=trunc_normal,
-        dtype=jnp.float32,
+        bias_init=zeros, dtype=jnp.float32,
     ):  # fmt: skip
         self.norm_first = norm_first
         self.norm = norm(din if norm_first else dout) if norm else None
-        self.conv = Conv(din, dout, kernel_size, stride=stride, padding=padding, bias=bias, init=init, dtype=dtype)
+        self.conv = Conv(
+            din, dout, kernel_size, stride=stride, padding=padding, bias=bias, init=init, bias_init=bias_init,
+            dtype=dtype,
+        )  # fmt: skip
 
     def __call__(self, x):
         if self.norm and self.norm_first:
