@@ -87,6 +87,10 @@ ATTENTION = {
         "davit_tiny",
         dict(img_size=24, depths=(1,), embed_dims=(32,), num_heads=(4,), window_size=3, num_classes=8),
     ),
+    "gcvit": (
+        "gcvit_xxtiny",
+        dict(img_size=16, depths=(2,), embed_dim=32, num_heads=(4,), window_ratios=(8,), num_classes=8),
+    ),
     "caformer": ("caformer_s18", dict(MIXERS, embed_dims=(32, 128), mixers=("conv", "attention"))),
 }
 OTHERS = {
@@ -103,6 +107,9 @@ OTHERS = {
 FAMILIES = ATTENTION | OTHERS
 # Parameters whose gradient is 0 but for rounding, in some families: a batch norm takes the bias before it away.
 ALL_BUT_ZERO = r"(patch_embed\.convs\.\d+|downsample\.reduction|local_mp\.conv1)\.bias$"
+
+# Queries that all windows share come from no projection: each device takes its heads, and gathers their gradient.
+GATHERED = {"gcvit": (11, 4, 4, 8)}
 
 
 def build(key, **fields):
