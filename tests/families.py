@@ -91,6 +91,10 @@ ATTENTION = {
         "gcvit_xxtiny",
         dict(img_size=16, depths=(2,), embed_dim=32, num_heads=(4,), window_ratios=(8,), num_classes=8),
     ),
+    "twins": (
+        "twins_svt_small",
+        dict(PVT, depths=(2,), embed_dims=(32,), num_heads=(4,), sr_ratios=(2,), mlp_ratios=(2,), window_size=4),
+    ),
     "caformer": ("caformer_s18", dict(MIXERS, embed_dims=(32, 128), mixers=("conv", "attention"))),
 }
 OTHERS = {

@@ -8,11 +8,11 @@ INIT = dict(depths=(2, 1), embed_dims=(32, 64), num_heads=(2, 4), mlp_ratios=(4,
 CASES = {
     "twins_svt": Case(
         "twins_svt_small",
-        dict(DIMS, window_sizes=(3, 2)),
+        dict(DIMS, window_size=3),
         "timm:twins_svt_small",
-        dict(DIMS, wss=(3, 2), img_size=(32, 16)),
+        dict(DIMS, wss=(3, 3), img_size=(32, 16)),
         size=(29, 22),
-        init=dict(INIT),
+        init=INIT,
     ),
     "twins_pcpvt": Case(
         "twins_pcpvt_small",

@@ -15,6 +15,7 @@ from flax import nnx
 
 from vision_jax.layers.block import Block
 from vision_jax.layers.conditional_position import ConditionalPosition
+from vision_jax.layers.conv import pair
 from vision_jax.layers.drop import dropout, linear_rates
 from vision_jax.layers.linear import Linear
 from vision_jax.layers.mlp import Mlp
@@ -30,9 +31,9 @@ from vision_jax.registry import register
 
 @dataclasses.dataclass(frozen=True)
 class TwinsConfig(ModelConfig):
-    """A Twins; a number a stage for `depths`, `embed_dims`, `num_heads`, `sr_ratios`, `mlp_ratios` and `window_sizes`.
+    """A Twins; a number a stage for `depths`, `embed_dims`, `num_heads`, `sr_ratios` and `mlp_ratios`.
 
-    `window_sizes`: None for Twins-PCPVT, else every first, third, ... block attends in windows. `drop_rate` and
+    `window_size`: None for Twins-PCPVT, else every first, third, ... block attends in such windows. `drop_rate` and
     `pos_drop_rate` drop before the classifier and after the patches.
     """
 
@@ -41,13 +42,12 @@ class TwinsConfig(ModelConfig):
     num_heads: tuple = (1, 2, 5, 8)
     sr_ratios: tuple = (8, 4, 2, 1)
     mlp_ratios: tuple = (8, 8, 4, 4)
-    window_sizes: tuple | None = None
+    window_size: int | tuple | None = None
     pos_drop_rate: float = 0.0
     proj_drop_rate: float = 0.0
 
     def __post_init__(self):
-        windows = ("window_sizes",) if self.window_sizes else ()
-        check_stages(self, "embed_dims", "num_heads", "sr_ratios", "mlp_ratios", *windows)
+        check_stages(self, "embed_dims", "num_heads", "sr_ratios", "mlp_ratios")
 
 
 class FirstBlock(Block):
@@ -74,8 +74,8 @@ class Stage(nnx.Module):
         )  # fmt: skip
 
         def block(index):
-            if c.window_sizes and index % 2 == 0:
-                window = (c.window_sizes[i],) * 2
+            if c.window_size and index % 2 == 0:
+                window = pair(c.window_size)
                 attn = WindowAttention(dim, heads, window, relative_bias=False, proj_drop=c.proj_drop_rate, **kw)
             else:
                 reduced = dict(reduction=c.sr_ratios[i], init=kaiming_normal)
@@ -139,7 +139,7 @@ def _twins(name, depths, params, gmacs, **fields):
 
 def _svt(size, dim, heads, depths, params, gmacs):
     dims, heads = (tuple(n * 2**i for i in range(4)) for n in (dim, heads))
-    shared = dict(mlp_ratios=(4,) * 4, window_sizes=(7,) * 4)
+    shared = dict(mlp_ratios=(4,) * 4, window_size=7)
     _twins(f"svt_{size}", depths, params, gmacs, embed_dims=dims, num_heads=heads, **shared)
 
 
