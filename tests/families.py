@@ -100,6 +100,18 @@ ATTENTION = {
             num_classes=8,
         ),
     ),
+    "davit": (
+        "davit_tiny",
+        dict(img_size=24, depths=(1,), embed_dims=(32,), num_heads=(4,), window_size=3, num_classes=8),
+    ),
+    "gcvit": (
+        "gcvit_xxtiny",
+        dict(img_size=16, depths=(2,), embed_dim=32, num_heads=(4,), window_ratios=(8,), num_classes=8),
+    ),
+    "twins": (
+        "twins_svt_small",
+        dict(PVT, depths=(2,), embed_dims=(32,), num_heads=(4,), sr_ratios=(2,), mlp_ratios=(2,), window_size=4),
+    ),
     "caformer": ("caformer_s18", dict(MIXERS, embed_dims=(32, 128), mixers=("conv", "attention"))),
 }
 OTHERS = {
@@ -150,6 +162,9 @@ ALL_BUT_ZERO = (
 def all_but_zero(name, names):
     """Whether the gradient of a parameter is 0 but for rounding, given the names of all."""
     return re.search(ALL_BUT_ZERO, name) or (name.endswith(".conv.bias") and f"{name[:-9]}bn.scale" in names)
+
+# Queries that all windows share come from no projection: each device takes its heads, and gathers their gradient.
+GATHERED = {"gcvit": (11, 4, 4, 8)}
 
 
 def build(key, **fields):

@@ -100,7 +100,7 @@ def floor_violations(path, source):
 def _same_family(module, target):
     family, other = module[2:3], target[2:3]
     revises = bool(family and other) and family[0].startswith(f"{other[0]}_v")  # swin_v2 changes what swin is
-    return other == ["base"] or (bool(family) and other == family) or revises
+    return other in (["base"], ["inverted_residuals"]) or (bool(family) and other == family) or revises
 
 
 def checkpoint_calls(path, source):

@@ -20,16 +20,18 @@ class QKV(nnx.Module):
       dim: channels in.
       num_heads, head_dim: shape of the result.
       bias: whether a bias is added.
-      init: initialiser of the kernel.
+      init, bias_init: initialisers.
       dtype: dtype of the computation.
     """
 
     parts = 3
 
-    def __init__(self, dim, num_heads, head_dim, *, bias=True, init=trunc_normal, dtype=jnp.float32):
-        self.dtype = dtype
-        self.kernel = param((dim, self.parts, num_heads, head_dim), init, (dim, self.parts * num_heads * head_dim))
-        self.bias = param((self.parts, num_heads, head_dim), zeros) if bias else None
+    def __init__(
+        self, dim, num_heads, head_dim, *, bias=True, init=trunc_normal, bias_init=zeros, dtype=jnp.float32
+    ):  # fmt: skip
+        self.dtype, fans = dtype, (dim, self.parts * num_heads * head_dim)
+        self.kernel = param((dim, self.parts, num_heads, head_dim), init, fans)
+        self.bias = param((self.parts, num_heads, head_dim), bias_init, fans) if bias else None
 
     def __call__(self, *inputs):
         """One input for all, or one each for queries, keys and values, whose tokens may differ in number."""

@@ -23,13 +23,16 @@ class Block(nnx.Module):
       layer_scale: initial value of the branches' scales, or None for no scales.
       scale: their layer.
       res_scale: initial value of the shortcuts' scales (NormFormer: Shleifer et al., 2021, arXiv:2110.09456), or None.
+      positions: modules that add positions to the map before each branch (CPVT, as in DaViT), or None.
       dtype: dtype of the computation.
     """
 
     def __init__(
-        self, dim, *, attn, mlp, norm, norm_last=False, layer_scale=None, scale=LayerScale, res_scale=None, dtype
-    ):
+        self, dim, *, attn, mlp, norm, norm_last=False, layer_scale=None, scale=LayerScale, res_scale=None,
+        positions=(None, None), dtype,
+    ):  # fmt: skip
         self.norm_last = norm_last
+        self.cpe1, self.cpe2 = positions
         self.norm1, self.attn = norm(dim), attn
         self.norm2, self.mlp = norm(dim), mlp
         self.ls1, self.ls2, self.rs1, self.rs2 = (
@@ -38,9 +41,11 @@ class Block(nnx.Module):
         )
 
     def __call__(self, x, train=None, *context):
+        x = self.cpe1(x) if self.cpe1 else x
         y = self.norm1(self.attn(x, train, *context)) if self.norm_last else self.attn(self.norm1(x), train, *context)
         y = tap(self, "attn", y)
         x = (self.rs1(x) if self.rs1 else x) + drop_path(self.ls1(y) if self.ls1 else y, train)
+        x = self.cpe2(x) if self.cpe2 else x
         y = self.norm2(self.mlp(x, train)) if self.norm_last else self.mlp(self.norm2(x), train)
         y = tap(self, "mlp", y)
         x = (self.rs2(x) if self.rs2 else x) + drop_path(self.ls2(y) if self.ls2 else y, train)

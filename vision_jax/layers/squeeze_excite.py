@@ -18,15 +18,16 @@ class SqueezeExcite(nnx.Module):
       hidden: channels between the two maps.
       act: activation between them.
       gate: what makes the weights.
+      bias: whether the maps have one.
       init, bias_init: initialisers.
       dtype: dtype of the computation.
     """
 
     def __init__(
-        self, dim, hidden, *, act=jax.nn.relu, gate=jax.nn.sigmoid, init=torch_default, bias_init=torch_default,
-        dtype=jnp.float32,
+        self, dim, hidden, *, act=jax.nn.relu, gate=jax.nn.sigmoid, bias=True, init=torch_default,
+        bias_init=torch_default, dtype=jnp.float32,
     ):  # fmt: skip
-        self.act, self.gate, kw = act, gate, dict(init=init, bias_init=bias_init, dtype=dtype)
+        self.act, self.gate, kw = act, gate, dict(bias=bias, init=init, bias_init=bias_init, dtype=dtype)
         self.fc1, self.fc2 = PointwiseConv(dim, hidden, **kw), PointwiseConv(hidden, dim, **kw)
 
     def __call__(self, x):

@@ -1,0 +1,220 @@
+"""What the networks of inverted residuals share: MnasNet, MobileNetV3, EfficientNet and EfficientNetV2.
+
+All are a strided convolution, stages of mobile blocks written down in a table, and a wide last layer before the
+classifier. The tables are the families' own.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import ClassVar, NamedTuple
+
+import jax
+from flax import nnx
+
+from vision_jax.layers.channels import round_channels
+from vision_jax.layers.conv import Conv
+from vision_jax.layers.drop import dropout, linear_rates
+from vision_jax.layers.inverted_residual import ConvBlock, FusedMBConv, MBConv, Parts, SeparableConv
+from vision_jax.layers.linear import Linear, PointwiseConv
+from vision_jax.layers.norm import BatchNorm
+from vision_jax.layers.squeeze_excite import SqueezeExcite
+from vision_jax.layers.stack import Stack
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig
+from vision_jax.parameters import VarianceScaling, kaiming_normal, zeros
+from vision_jax.registry import check
+
+KINDS = ("conv", "separable", "mbconv", "fused")
+ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "silu": jax.nn.silu,
+    "hard_swish": jax.nn.hard_swish,
+}
+GATES = {"sigmoid": jax.nn.sigmoid, "hard_sigmoid": jax.nn.hard_sigmoid}
+
+
+class Blocks(NamedTuple):
+    """Equal blocks in a row; a stage is one row or several.
+
+    Attributes:
+      kind: "conv", "separable", "mbconv" or "fused": see `layers.inverted_residual`.
+      repeats: how many.
+      kernel_size: of the convolution that is not pointwise.
+      stride: of the stage's first block.
+      expansion: hidden channels are the input's times this.
+      dim: channels out.
+      se: channels of the squeeze-and-excitation, as a share of those that `se_from_hidden` says; 0 for none.
+      act: the activation, or None for the network's.
+      skip: whether the input is added where it can be.
+    """
+
+    kind: str
+    repeats: int
+    kernel_size: int
+    stride: int
+    expansion: float
+    dim: int
+    se: float = 0.0
+    act: str | None = None
+    skip: bool = True
+
+
+def scaled(stages, width=1.0, depth=1.0, *, limit=0.9, fixed_ends=False):
+    """A table of stages of other channels and repeats (EfficientNet: arXiv:1905.11946, section 3.3).
+
+    Args:
+      stages: tuples of `Blocks`.
+      width: factor of the channels, which stay multiples of eight.
+      depth: factor of each stage's repeats, rounded up; a number, or one a stage. The rows of a stage share them.
+      limit: see `round_channels`.
+      fixed_ends: whether the first and the last stage keep their repeats.
+    """
+    depths = depth if isinstance(depth, tuple) else (depth,) * len(stages)
+    if fixed_ends:
+        depths = (1, *depths[1:-1], 1)
+    out = []
+    for stage, factor in zip(stages, depths, strict=True):
+        dims = (round_channels(row.dim * width, limit=limit) for row in stage)
+        repeats = _shared([row.repeats for row in stage], factor)
+        changed = zip(stage, dims, repeats, strict=True)
+        out.append(tuple(row._replace(dim=dim, repeats=count) for row, dim, count in changed))
+    return tuple(out)
+
+
+def _shared(repeats, factor):
+    """Repeats whose sum is the factor's, shared in proportion from the last row on, at least one each."""
+    left, rest, out = sum(repeats), math.ceil(sum(repeats) * factor), []
+    for count in reversed(repeats):
+        out.append(max(1, round(count / left * rest)))
+        left, rest = left - count, rest - out[-1]
+    return out[::-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class InvertedResidualConfig(ModelConfig):
+    """A network of inverted residuals.
+
+    `stem_dim` and `head_dim`: channels of the first convolution and of the last; `pooled_head`: the last comes after
+    the pooling (MobileNetV3), and has a bias if `head_bias` and no norm. `se_act`, `se_gate`: activations of the
+    squeeze-and-excitation, None for the block's; `se_from_hidden`: its channels are counted from the block's hidden
+    ones, not from its input's, and are a multiple of `se_divisor`. `same_padding`: TensorFlow's; with the `epsilon` of
+    its batch norms it is what the weights of the `tf_` variants were trained with.
+    """
+
+    stages: tuple = ()
+    stem_dim: int = 32
+    head_dim: int = 1280
+    pooled_head: bool = False
+    head_bias: bool = True
+    act: str = "relu"
+    se_act: str | None = None
+    se_gate: str = "sigmoid"
+    se_from_hidden: bool = False
+    se_divisor: int = 1
+    same_padding: bool = False
+    epsilon: float = 1e-5
+
+    def __post_init__(self):
+        check(self.stages and all(self.stages), "stages=(): at least one, each with blocks")
+        check(self.se_gate in GATES, f"se_gate={self.se_gate!r}: one of {tuple(GATES)}")
+        rows = [Blocks(*row) for stage in self.stages for row in stage]
+        for act in (self.act, self.se_act, *(row.act for row in rows)):
+            check(act is None or act in ACTIVATIONS, f"act={act!r}: one of {tuple(ACTIVATIONS)}")
+        for row in rows:
+            check(row.kind in KINDS, f"kind={row.kind!r}: one of {KINDS}")
+
+
+class InvertedResiduals(Model):
+    """Images [B, H, W, C] -> logits [B, num_classes]; of any size."""
+
+    classifier = ("head",)
+    torch_names: ClassVar = {
+        "timm": (
+            (r"^head\.", "classifier."),
+            (r"\.se\.fc1\.", ".se.conv_reduce."),
+            (r"\.se\.fc2\.", ".se.conv_expand."),
+        ),
+    }
+
+    def __init__(self, config):
+        c = self.config = config
+        self.act = ACTIVATIONS[c.act]
+        parts, reduction = self._parts(c.act), 2
+        self.conv_stem, self.bn1 = parts.conv(c.in_chans, c.stem_dim, 3, stride=2), parts.norm(c.stem_dim)
+        rows = [tuple(Blocks(*row) for row in stage) for stage in c.stages]
+        depths = tuple(sum(row.repeats for row in stage) for stage in rows)
+        rates = linear_rates(c.drop_path_rate, (*depths, 1))  # of one block more than there are
+        info, stacks, dim = [FeatureInfo("conv_stem", c.stem_dim, 2)], [], c.stem_dim
+        for i, stage in enumerate(rows):
+            if stage[0].stride == 1:  # the map before is of this size too: the later one counts
+                info.pop()
+            flat = [(row, j) for row in stage for j in range(row.repeats)]
+            dims = (dim, *(row.dim for row, _ in flat))
+            block = functools.partial(self._block, flat, dims)
+            stacks.append(Stack(block, rates[i], remat=c.remat))
+            dim, reduction = dims[-1], reduction * stage[0].stride
+            info.append(FeatureInfo(f"blocks.{i}", dim, reduction))
+        self.blocks, self.feature_info = nnx.List(stacks), tuple(info)
+        pointwise = functools.partial(PointwiseConv, init=kaiming_normal, bias_init=zeros, dtype=c.dtype)
+        self.conv_head = pointwise(dim, c.head_dim, bias=c.pooled_head and c.head_bias)
+        self.bn2 = None if c.pooled_head else parts.norm(c.head_dim)
+        init = VarianceScaling(1 / 3, "fan_out", "uniform")
+        self.head = Linear(c.head_dim, c.num_classes, init=init, dtype=c.dtype) if c.num_classes else None
+
+    def _parts(self, act):
+        """The layers of blocks with this activation."""
+        c, kw = self.config, dict(init=kaiming_normal, dtype=self.config.dtype)
+
+        def conv(din, dout, kernel_size, *, stride=1, groups=1):
+            if kernel_size == stride == groups == 1:
+                return PointwiseConv(din, dout, bias=False, **kw)
+            padding = "same" if c.same_padding and stride > 1 else None
+            return Conv(din, dout, kernel_size, stride=stride, padding=padding, groups=groups, bias=False, **kw)
+
+        se = functools.partial(
+            SqueezeExcite, act=ACTIVATIONS[c.se_act or act], gate=GATES[c.se_gate], bias_init=zeros, **kw
+        )
+        norm = functools.partial(BatchNorm, epsilon=c.epsilon, dtype=c.dtype)
+        return Parts(conv, norm, ACTIVATIONS[act], se)
+
+    def _block(self, rows, dims, index):
+        (row, _), din, dout, c = rows[index], dims[index], dims[index + 1], self.config
+        how = dict(stride=1 if index else row.stride, skip=row.skip, parts=self._parts(row.act or c.act))
+        hidden = din if row.kind == "separable" else round_channels(din * row.expansion)
+        squeezed = hidden * (row.se if c.se_from_hidden else row.se / row.expansion)
+        squeezed = round_channels(squeezed, c.se_divisor) if row.se and c.se_divisor > 1 else round(squeezed)
+        if row.kind == "conv":
+            return ConvBlock(din, dout, row.kernel_size, **how)
+        if row.kind == "separable":
+            return SeparableConv(din, dout, row.kernel_size, squeezed=squeezed, **how)
+        kind = MBConv if row.kind == "mbconv" else FusedMBConv
+        return kind(din, dout, row.kernel_size, hidden=hidden, squeezed=squeezed, **how)
+
+    def forward_features(self, images, train=None, pyramid=False, out_indices=None):
+        """Images [B, H, W, C] -> map [B, H/32, W/32, head_dim], or with a pooled head that after the last stage.
+
+        pyramid=True gives the maps in `out_indices` instead: the last of each size, from half the image's on.
+        """
+        x = self.act(self.bn1(self.conv_stem(images), train))
+        maps = {"conv_stem": x}
+        for i, blocks in enumerate(self.blocks):
+            maps[f"blocks.{i}"] = x = blocks(x, train)
+        if pyramid:
+            return [maps[self.feature_info[i].name] for i in self.indices(out_indices)]
+        return x if self.config.pooled_head else self.act(self.bn2(self.conv_head(x), train))
+
+    def forward_head(self, x, train=None):
+        """Map [B, H, W, C] -> logits [B, num_classes], or the last features [B, head_dim] without a classifier."""
+        x = x.mean(axis=(1, 2))
+        x = self.act(self.conv_head(x)) if self.config.pooled_head else x
+        x = dropout(x, self.config.drop_rate, train)
+        return self.head(x) if self.head else x
+
+    def layer_groups(self):
+        """(pattern, group) for layer-wise decay: the stem, each block, the head."""
+        groups, group = [(r"^(conv_stem|bn1)\.", 0)], 1
+        for i, blocks in enumerate(self.blocks):
+            groups += [(rf"^blocks\.{i}\.{j}\.", group + j) for j in range(len(blocks))]
+            group += len(blocks)
+        return (*groups, (r"", group))
