@@ -163,6 +163,7 @@ def all_but_zero(name, names):
     """Whether the gradient of a parameter is 0 but for rounding, given the names of all."""
     return re.search(ALL_BUT_ZERO, name) or (name.endswith(".conv.bias") and f"{name[:-9]}bn.scale" in names)
 
+
 # Queries that all windows share come from no projection: each device takes its heads, and gathers their gradient.
 GATHERED = {"gcvit": (11, 4, 4, 8)}
 

@@ -285,9 +285,7 @@ CAUSAL_STAGES += ["heads across registers"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("stage", "generation"), pod.in_turns(CAUSAL_STAGES, ["4,096 of 64"])
-)
+@pytest.mark.parametrize(("stage", "generation"), pod.in_turns(CAUSAL_STAGES, ["4,096 of 64"]))
 def test_causal_stages_compile(stage, generation):
     for dtype in (jnp.bfloat16, jnp.float32):
         for reverse in (False, True):
