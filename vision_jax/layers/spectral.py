@@ -13,7 +13,7 @@ class GlobalFilter(nnx.Module):
     """A map convolved with learned filters as large as itself, around its borders: [B, H, W, C] -> [B, H, W, C].
 
     Its discrete Fourier transform is multiplied by a learned complex number for each frequency and channel (GFNet: Rao
-    et al., 2021, arXiv:2107.00645, equations 6 to 8). Half of the frequencies along the rows say all, the map is real.
+    et al., 2021, arXiv:2107.00645, section 3.2). Half of the frequencies along the rows say all, the map is real.
 
     Args:
       dim: channels.
