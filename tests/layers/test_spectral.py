@@ -25,3 +25,19 @@ def test_equals_a_circular_convolution(size):
 def test_a_map_of_another_size_is_refused():
     with pytest.raises(InputError, match=r"a map of 4 x 4 given, the filter is for \(3, 4\): img_size="):
         GlobalFilter(2, (3, 4))(tiny.normal(1, 4, 4, 2))
+
+
+@pytest.mark.parametrize(("side", "size"), [(4, (6, 7)), (5, (8, 6)), (6, (4, 3)), (5, (3, 9))])
+def test_a_filter_for_another_map_is_the_same_convolution(side, size):
+    frequencies = np.fft.rfft2(tiny.normal(side, side, 2), axes=(0, 1))
+    given = np.stack([frequencies.real, frequencies.imag], axis=-1).astype(np.float32)
+    found = GlobalFilter(2, size).resample("complex_weight", given)
+    assert found.shape == (size[0], size[1] // 2 + 1, 2, 2)
+    old = np.fft.irfft2(frequencies, s=(side, side), axes=(0, 1))
+    new = np.fft.irfft2(found[..., 0] + 1j * found[..., 1], s=size, axes=(0, 1))
+    wanted = np.zeros((*size, 2))
+    rows, columns = (range(-(min(side, n) // 2), (min(side, n) + 1) // 2) for n in size)
+    for i in rows:
+        for j in columns:
+            wanted[i % size[0], j % size[1]] = old[i % side, j % side]
+    np.testing.assert_allclose(new, wanted, rtol=0, atol=1e-5)

@@ -36,7 +36,7 @@ def relative_index(height, width):
 
 @functools.cache
 def distance_index(height, width, stride=1):
-    """The row of a table of distances for each query and key, int32 [Nq, Nk] (LeViT: arXiv:2104.01136, equation 2).
+    """The row of a table of distances for each query and key, int32 [Nq, Nk] (LeViT: arXiv:2104.01136).
 
     The table has height * width rows, for the absolute distances of the two along each axis. Queries are every
     `stride`-th pixel along each.

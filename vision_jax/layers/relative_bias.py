@@ -69,7 +69,7 @@ class RelativeBiasMap(nnx.Module):
 class DistanceBias(nnx.Module):
     """A table for how far query and key are apart along each axis, [heads, h w]: the attention bias of LeViT.
 
-    Graham et al., 2021 (arXiv:2104.01136, equation 2). Called, it gives [heads, Nq, Nk].
+    Graham et al., 2021 (arXiv:2104.01136). Called, it gives [heads, Nq, Nk].
 
     Args:
       num_heads: number of heads.

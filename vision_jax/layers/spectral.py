@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from vision_jax.errors import InputError
@@ -13,7 +14,7 @@ class GlobalFilter(nnx.Module):
     """A map convolved with learned filters as large as itself, around its borders: [B, H, W, C] -> [B, H, W, C].
 
     Its discrete Fourier transform is multiplied by a learned complex number for each frequency and channel (GFNet: Rao
-    et al., 2021, arXiv:2107.00645, equations 6 to 8). Half of the frequencies along the rows say all, the map is real.
+    et al., 2021, arXiv:2107.00645, section 3.2). Half of the frequencies along the rows say all, the map is real.
 
     Args:
       dim: channels.
@@ -36,6 +37,21 @@ class GlobalFilter(nnx.Module):
         # each device its own examples: the compiler would gather them all for a transform
         axes = split_axes({"batch": [len(x)]})
         return over_mesh(filtered, (x.astype(wide), weight), (maps, (None,) * 4), maps, axes).astype(self.dtype)
+
+    def resample(self, leaf, array):
+        """A filter made for another, square map, at this one's: the same convolution, zero beyond its reach."""
+        side = len(array)
+        if array.shape[1] != side // 2 + 1 or (side, side) == self.size:
+            return array
+        kernel = np.fft.irfft2(array[..., 0] + 1j * array[..., 1], s=(side, side), axes=(0, 1))
+        for axis, size in enumerate(self.size):
+            reach = np.arange(-(min(side, size) // 2), -(-min(side, size) // 2))  # offsets that both have
+            wider = np.zeros((*kernel.shape[:axis], size, *kernel.shape[axis + 1 :]))
+            places = (slice(None),) * axis
+            wider[(*places, reach)] = kernel[(*places, reach)]
+            kernel = wider
+        frequencies = np.fft.rfft2(kernel, axes=(0, 1))
+        return np.stack([frequencies.real, frequencies.imag], axis=-1).astype(array.dtype)
 
 
 def filtered(x, weight):

@@ -8,7 +8,7 @@ from vision_jax.layers.linear import PointwiseConv
 class TalkingHeads(PointwiseConv):
     """A linear map over the heads of scores or probabilities, [B, heads, Nq, Nk] -> [B, heads, Nq, Nk].
 
-    Talking-heads attention (Shazeer et al., 2020, arXiv:2003.02436, section 4). Weight files hold a 1x1 convolution.
+    Talking-heads attention (Shazeer et al., 2020, arXiv:2003.02436). Weight files hold a 1x1 convolution.
     """
 
     def __call__(self, x):

@@ -56,7 +56,7 @@ class EfficientFormerConfig(ModelConfig):
 
 
 class BiasedAttention(nnx.Module):
-    """Self-attention among all pixels with biases for their distances, [B, H, W, C] -> [B, H, W, C] (equation 5)."""
+    """Self-attention among all pixels with biases for their distances, [B, H, W, C] -> [B, H, W, C] (in MB3D)."""
 
     def __init__(self, c, dim, size):
         value_dim = c.value_ratio * c.key_dim
@@ -74,7 +74,7 @@ class BiasedAttention(nnx.Module):
 class MapBlock(nnx.Module):
     """A token mixer, where there is one, and an MLP, both without norms before: [B, H, W, C] -> [B, H, W, C].
 
-    Equations 3 and 4.
+    With a pool as mixer it is the paper's MB4D.
 
     Args:
       dim: channels.

@@ -70,7 +70,7 @@ class LocalGlobalQuery(nnx.Module):
 
 
 class MapAttention(nnx.Module):
-    """Attention among all pixels with biases for their distances and a local path for the values (figure 3).
+    """Attention among all pixels with biases for their distances and a local path for the values (MHSA).
 
     [B, H, W, din] -> [B, H, W, dout], or [B, H/2, W/2, dout] with `down`, whose heads do not talk to each other.
 
@@ -112,7 +112,7 @@ class MapAttention(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """A convolution of stride 2, and attention beside it: [B, H, W, din] -> [B, H/2, W/2, dout] (section 3.2)."""
+    """A convolution of stride 2, attention beside it (dual-path): [B, H, W, din] -> [B, H/2, W/2, dout]."""
 
     def __init__(self, conv, attn):
         self.conv, self.attn = conv, attn

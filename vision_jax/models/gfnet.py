@@ -45,7 +45,7 @@ class GFNetConfig(ModelConfig):
 
 
 class GFNetBlock(nnx.Module):
-    """x + drop_path(scale(MLP(norm(filter(norm(x)))))), [B, H, W, C] -> [B, H, W, C] (figure 1)."""
+    """x + drop_path(scale(MLP(norm(filter(norm(x)))))), [B, H, W, C] -> [B, H, W, C]."""
 
     def __init__(self, c, dim, size):
         self.norm1, self.filter = LayerNorm(dim, epsilon=1e-6, dtype=c.dtype), GlobalFilter(dim, size, dtype=c.dtype)

@@ -57,7 +57,7 @@ class InceptionNeXtConfig(ModelConfig):
 class InceptionConv(nnx.Module):
     """Identity, square and two bands of depthwise convolutions side by side, [B, H, W, C] -> [B, H, W, C].
 
-    Equations 3 to 5 of the paper.
+    Section 3.2 of the paper.
 
     Args:
       dim: channels.
@@ -80,7 +80,7 @@ class InceptionConv(nnx.Module):
 
 
 class MetaNeXtBlock(nnx.Module):
-    """x + drop_path(scale(MLP(norm(mixer(x))))), [B, H, W, C] -> [B, H, W, C] (equation 2)."""
+    """x + drop_path(scale(MLP(norm(mixer(x))))), [B, H, W, C] -> [B, H, W, C] (section 3.1)."""
 
     def __init__(self, c, dim, mlp_ratio):
         self.token_mixer = InceptionConv(

@@ -93,7 +93,7 @@ def _projection(din, dout, stride, dtype):
 
 
 class ConvAttention(nnx.Module):
-    """Multi-head convolutional attention: a grouped 3x3 convolution, norm, ReLU, projection (equation 4)."""
+    """Multi-head convolutional attention: a grouped 3x3 convolution, norm, ReLU, projection (MHCA)."""
 
     def __init__(self, dim, head_dim, *, dtype):
         kw = dict(init=trunc_normal, dtype=dtype)
@@ -105,7 +105,7 @@ class ConvAttention(nnx.Module):
 
 
 class RunAttention(nnx.Module):
-    """Attention of every token to the averages of `run` successive ones, [B, H, W, C] -> [B, H, W, C] (equation 6).
+    """Attention of every token to the averages of `run` successive ones, [B, H, W, C] -> [B, H, W, C] (E-MHSA).
 
     Tokens that fill no run are left out. Raises: InputError for a map of fewer tokens.
     """
@@ -132,7 +132,7 @@ class RunAttention(nnx.Module):
 
 
 class ConvBlock(nnx.Module):
-    """Convolutional attention and an MLP, [B, H, W, din] -> [B, H/stride, W/stride, dim] (equation 3)."""
+    """Convolutional attention and an MLP, [B, H, W, din] -> [B, H/stride, W/stride, dim] (NCB)."""
 
     def __init__(self, c, din, dim, stride):
         self.patch_embed = _projection(din, dim, stride, c.dtype)
@@ -155,7 +155,7 @@ class ConvBlock(nnx.Module):
 class TransformerBlock(nnx.Module):
     """Attention, convolutional attention beside it, an MLP over both: [B, H, W, din] -> [B, H/s, W/s, dim].
 
-    Equation 7. The drop-path rate is shared out between the two as the channels are.
+    The paper's NTB. The drop-path rate is shared out between the two as the channels are.
     """
 
     def __init__(self, c, din, dim, stride, sr_ratio):

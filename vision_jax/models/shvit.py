@@ -54,7 +54,7 @@ class SHViTConfig(ModelConfig):
 
 
 class SingleHeadAttention(nnx.Module):
-    """Attention among all pixels, of the first `part` channels: [B, H, W, C] -> [B, H, W, C] (equations 1 to 3)."""
+    """Attention among all pixels, of the first `part` channels: [B, H, W, C] -> [B, H, W, C] (the paper's SHSA)."""
 
     def __init__(self, dim, part, qk_dim, *, dtype):
         self.part, self.qk_dim = part, qk_dim
@@ -73,7 +73,7 @@ class SingleHeadAttention(nnx.Module):
 
 
 class SHViTBlock(nnx.Module):
-    """Depthwise convolution, attention, MLP, each beside a shortcut: [B, H, W, C] -> [B, H, W, C] (figure 5)."""
+    """Depthwise convolution, attention, MLP, each beside a shortcut: [B, H, W, C] -> [B, H, W, C]."""
 
     def __init__(self, c, stage):
         dim, part, kw = c.embed_dims[stage], c.attention_dims[stage], dict(dtype=c.dtype)
