@@ -57,6 +57,9 @@ NEAR = (
     "resnet",
     "convnextv2",
     "identityformer",
+    "efficientnetv2",
+    "mnasnet",
+    "mobilenetv3",
 )
 
 
