@@ -10,6 +10,7 @@ import numpy as np
 
 import golden
 from vision_jax.functional import split
+from vision_jax.models.inverted_residuals import Blocks
 from vision_jax.names import dotted
 from vision_jax.registry import create_model
 
@@ -114,6 +115,9 @@ ATTENTION = {
     ),
     "caformer": ("caformer_s18", dict(MIXERS, embed_dims=(32, 128), mixers=("conv", "attention"))),
 }
+SEPARABLE, MBCONV = (Blocks("separable", 1, 3, 1, 1, 16, 0.25),), (Blocks("mbconv", 1, 3, 2, 2, 16, 0.5),)
+FUSED = (Blocks("fused", 1, 3, 1, 2, 16, 0.25),)
+MOBILE = dict(img_size=32, stem_dim=16, head_dim=32, num_classes=8)
 OTHERS = {
     "resnet": ("resnet18", dict(img_size=32, embed_dims=(8, 16), depths=(1, 1), num_classes=8)),
     "resnext": ("resnext50_32x4d", dict(img_size=32, embed_dims=(16, 32), depths=(1, 1), cardinality=4, num_classes=8)),
@@ -147,6 +151,10 @@ OTHERS = {
     ),
     "gfnet": ("gfnet_ti", dict(img_size=16, patch_size=4, depths=(1,), embed_dims=(32,), num_classes=8)),
     "mambaout": ("mambaout_femto", TWO),
+    "efficientnet": ("efficientnet_b0", dict(MOBILE, stages=(SEPARABLE, MBCONV))),
+    "efficientnetv2": ("tf_efficientnetv2_b0", dict(MOBILE, stages=(FUSED, MBCONV))),
+    "mnasnet": ("mnasnet_small", dict(MOBILE, img_size=48, stages=(SEPARABLE, MBCONV))),
+    "mobilenetv3": ("mobilenetv3_small_100", dict(MOBILE, stages=(SEPARABLE, MBCONV))),
     "mlp_mixer": ("mixer_s16_224", dict(img_size=32, patch_size=8, embed_dim=32, depth=1, num_classes=8)),
     "identityformer": ("identityformer_s12", dict(MIXERS, mixers=("identity",) * 2)),
     "randformer": ("randformer_s12", dict(MIXERS, mixers=("random",) * 2)),

@@ -8,7 +8,7 @@ from vision_jax.layers.channel_attention import ChannelAttention
 
 @pytest.mark.parametrize(("order", "scale_by_tokens"), [((0, 1, 2), True), ((1, 2, 0), False)])
 def test_equals_the_paper(order, scale_by_tokens):
-    """Equation 4 of arXiv:2204.03645, a channel and a position at a time."""
+    """Section 3.3 of arXiv:2204.03645, a channel and a position at a time."""
     rng, (H, W, C, groups) = np.random.default_rng(0), (2, 3, 6, 2)
     width, x = C // groups, rng.normal(size=(1, H, W, C)).astype(np.float32)
     layer = ChannelAttention(C, groups, order=order, scale_by_tokens=scale_by_tokens, dtype=jnp.float64)

@@ -49,17 +49,16 @@ def test_every_variant(name):
     info, model = model_info(name), create_model(name, abstract=True)
     assert _count(model) == info.params
     images = (1, *np.broadcast_to(info.config.img_size, 2).tolist(), info.config.in_chans)
-    logits = _shape(model, images)
-    width = info.config.num_classes or model.feature_info[-1].channels  # without a head, the pooled features
-    assert (logits.shape, logits.dtype) == ((1, width), jnp.float32)
     maps = _shape(model, images, method="forward_features", pyramid=True)
     assert len(maps) == len(model.feature_info)
     for found, told in zip(maps, model.feature_info, strict=True):
-        assert (found.shape[0], found.shape[3]) == (1, told.channels)
+        assert (found.shape[0], found.shape[3], found.dtype) == (1, told.channels, jnp.float32)
         for n, side in zip(found.shape[1:3], images[1:3], strict=True):  # strided convolutions round up, patches down
             assert n in (side // told.reduction, -(-side // told.reduction))
     half = create_model(name, abstract=True, dtype=jnp.bfloat16)
-    assert _shape(half, images).dtype == jnp.bfloat16
+    logits = _shape(half, images)
+    width = info.config.num_classes or model.feature_info[-1].channels  # without a head, the pooled features
+    assert (logits.shape, logits.dtype) == ((1, width), jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(half))} == {np.dtype(np.float32)}
 
 

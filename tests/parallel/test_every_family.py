@@ -61,6 +61,9 @@ NEAR = (
     "efficientformer",
     "efficientformer_v2",
     "nextvit",
+    "efficientnetv2",
+    "mnasnet",
+    "mobilenetv3",
 )
 
 

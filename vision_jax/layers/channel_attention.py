@@ -12,7 +12,7 @@ from vision_jax.layers.linear import Linear
 class ChannelAttention(nnx.Module):
     """Self-attention between the channels of each group, [B, H, W, C] -> [B, H, W, C].
 
-    DaViT (Ding et al., 2022, arXiv:2204.03645, equation 4): scores are C / groups on a side whatever the size of the
+    DaViT (Ding et al., 2022, arXiv:2204.03645, section 3.3): scores are C / groups on a side whatever the size of the
     map, so that the cost is linear in its positions, and each of them sees all the others.
 
     Args:

@@ -39,7 +39,7 @@ _CONV = dict(init=torch_default, bias_init=torch_default)
 class DaViTConfig(ModelConfig):
     """A DaViT; a number a stage for `depths` (pairs of blocks), `embed_dims` and `num_heads`, which are groups too.
 
-    `down_kernel_size` is that of the strided convolutions between the stages; `florence`: channel attention as there.
+    `down_kernel_size` is that of the strided convolutions between the stages; `florence`: Florence-2's attention.
     """
 
     depths: tuple = (1, 1, 9, 1)

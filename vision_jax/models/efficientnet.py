@@ -30,7 +30,7 @@ _EDGE = (
     (Blocks("mbconv", 4, 5, 1, 8, 144),),
     (Blocks("mbconv", 2, 5, 2, 8, 192),),
 )
-_SCALES = {  # factors of width and depth, (section 5, and the released code), parameters
+_SCALES = {  # factors of width and depth, as the released code has them, and parameters
     "b0": (1.0, 1.0, 5_288_548),
     "b1": (1.0, 1.1, 7_794_184),
     "b2": (1.1, 1.2, 9_109_994),

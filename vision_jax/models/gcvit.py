@@ -67,7 +67,7 @@ class GCViTConfig(ModelConfig):
 
 
 class ConvBlock(nnx.Module):
-    """x + project(SE(gelu(depthwise(x)))), [B, H, W, C] -> [B, H, W, C] (equation 2: an MBConv without norms)."""
+    """x + project(SE(gelu(depthwise(x)))), [B, H, W, C] -> [B, H, W, C] (the paper's Fused-MBConv)."""
 
     def __init__(self, dim, *, dtype):
         kw = dict(bias=False, init=torch_default, dtype=dtype)
@@ -103,7 +103,7 @@ class Stem(nnx.Module):
 
 
 class GlobalQueries(nnx.Module):
-    """The map shrunk to one window, [B, H, W, C] -> [B, h, w, C]: halved `levels` times (section 3.2)."""
+    """The map shrunk to one window, [B, H, W, C] -> [B, h, w, C]: halved `levels` times."""
 
     def __init__(self, dim, levels, *, dtype):
         self.levels = levels
@@ -117,7 +117,7 @@ class GlobalQueries(nnx.Module):
 
 
 class WindowAttention(nnx.Module):
-    """Attention inside windows with relative position bias, asked by themselves or by shared queries (equation 3)."""
+    """Attention inside windows with relative position bias, asked by themselves or by shared queries."""
 
     def __init__(self, c, dim, heads, window, *, shared):
         kw = dict(**_INIT, dtype=c.dtype)
