@@ -107,6 +107,7 @@ def test_the_command(tmp_path, capsys):
     assert "of 16.0: fits" in said
     told = json.loads((tmp_path / "w" / "compile_only.json").read_text())
     assert told["fits"]
+    assert told["batch_size"] == 32
     assert told["step_seconds"] == max(told["roofline"].values())
 
 

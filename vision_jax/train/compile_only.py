@@ -58,7 +58,8 @@ def compile_only(config, name, workdir=None):
     told = f"{run.config.model.name} on {name}: mesh {mesh}; batch {run.config.data.batch_size}"
     images = f"{'x'.join(map(str, run.train_shape))} of {len(run.task.class_names)} classes"
     print("\n".join([f"{told} images of {images}", *report.lines()]))
-    found = {"topology": name, "model": run.config.model.name, "mesh": dict(run.mesh.shape)} | report.as_json()
+    found = {"topology": name, "model": run.config.model.name, "mesh": dict(run.mesh.shape)}
+    found |= {"batch_size": run.config.data.batch_size, **report.as_json()}
     if not report.fits:
         found["remedy"] = remedy = fitting(run, name)
         print(f"it fits with {' '.join(remedy)}" if remedy else "no finer sharding, remat or accumulation makes it fit")
