@@ -8,7 +8,7 @@
 
 The published one reads the class tokens of the last four blocks, this one that of the last. The numbers are the
 defaults of eval_linear.py in github.com/facebookresearch/dino, whose rate of 1e-3 is for batches of 256. A workdir
-or a safetensors file may be given too.
+or a safetensors file may be given too. The frozen layers' gradients are computed and not used.
 """
 
 from _imagenet import IMAGENET, imagenet_1k

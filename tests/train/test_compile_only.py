@@ -137,6 +137,13 @@ def test_the_change_that_makes_it_fit(enough, remedy, capsys, monkeypatch):
     assert f"it fits with {' '.join(changes)}\n" in capsys.readouterr().out
 
 
+def test_more_fsdp_than_divides_is_less(capsys, monkeypatch):
+    monkeypatch.setattr(compile_only, "measure", lambda run: _report(run, 1 if run.mesh.shape["fsdp"] == 4 else 2**40))
+    fields = {**FIELDS, "model.embed_dim": 20, "model.num_heads": 5, "eval.batch_size": 32}  # 20, 5 x 4 and 80 by 16
+    assert main(arguments("v5e:4x4", fields)) == 1
+    assert "it fits with --config.mesh.data=4 --config.mesh.fsdp=4\n" in capsys.readouterr().out
+
+
 def _report(run, total):
     known = dict(parameters=1, gradients=1, optimizer=2, average=0, unsharded=0, model_flops=1, flops=1, hbm_bytes=1)
     capacity = ahead.slice_of(run.mesh).chip.memory

@@ -2,17 +2,19 @@
 
 import ast
 import functools
+import math
 import re
 
 import jax
 import pytest
 
 import tiny_run
+from vision_jax.names import map_named
+from vision_jax.parallel import ahead
 from vision_jax.train import compile_only
 from vision_jax.train.config import load_config
 
 FILES = sorted(tiny_run.CONFIGS.glob("[!_]*.py"))
-UNSHARDED = 0.05  # of a chip's memory, at most
 
 
 def variants(file):
@@ -49,3 +51,23 @@ def test_a_step_of_every_recipe_can_be_traced(file):
     shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)  # noqa: E731
     assert shapes(new) == shapes(state)
     assert metrics["loss"].shape == ()
+
+
+# Of the recipes those that compile in a minute of one core: blocks that are scanned, without kernels.
+COMPILED = {("vit_i1k.py", "S"): 0.3, ("vit_i21k.py", "g"): 0.6, ("vit_i21k.py", "4B"): 0.6}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in CASES if case[:2] in COMPILED], ids=":".join)
+def test_a_pod_recipe_fits_its_topology(case, monkeypatch):
+    monkeypatch.setattr(ahead, "LARGEST", None)  # tell of every collective
+    run = built(*case)
+    report = compile_only.measure(run)
+    assert report.fits
+    assert report.unsharded <= 0.05 * report.capacity
+    assert report.utilisation >= COMPILED[case[:2]]
+    sizes = set()
+    map_named(lambda names, leaf: sizes.add(leaf.size // len(names)), run.static.shapes["params"])
+    gathered = [shape for c in report.largest if c["kind"] == "all-gather" for shape in c["shapes"]]
+    assert gathered
+    assert [shape for shape in gathered if math.prod(shape) not in sizes] == []  # parameters, and no activations
