@@ -6,7 +6,7 @@
 
 | argument | topology | step at least | published top-1 |
 | --- | --- | --- | --- |
-| S | v5e:4x4 | ? | 81.4 % |
+| S | v5e:4x4 | 61.1 ms | 81.4 % |
 | B | v5e:4x4 | ? | trained at 192 pixels, for B-224 |
 | B-224 | v5e:4x4 | ? | 83.8 % |
 

@@ -4,7 +4,7 @@
 
 | argument | topology | step at least | published top-1 |
 | --- | --- | --- | --- |
-| T | v5e:4x4 | ? | 81.2 % |
+| T | v5e:4x4 | 20.7 ms | 81.2 % |
 | B | v5e:4x4 | ? | 83.5 % |
 
 The numbers are those of config.py and configs/swin in github.com/microsoft/Swin-Transformer; rates are given there for

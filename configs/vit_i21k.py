@@ -5,8 +5,8 @@
 
 | argument | topology | step at least | published top-1 |
 | --- | --- | --- | --- |
-| g | v5e:16x16 | ? | none on these data; L/16: 85.6 % on ImageNet-1k at 384 pixels (arXiv:2106.10270) |
-| 4B | v5p:8x8x8 | ? | none on these data; on JFT-3B 90.9 % (ViT-e: Chen et al., 2022, arXiv:2209.06794) |
+| g | v5e:16x16 | 130.8 ms | none on these data; L/16: 85.6 % on ImageNet-1k at 384 pixels (arXiv:2106.10270) |
+| 4B | v5p:8x8x8 | 103.6 ms | none on these data; on JFT-3B 90.9 % (ViT-e: Chen et al., 2022, arXiv:2209.06794) |
 
 The numbers are those of big_vision's vit_i21k.py for its largest model, L/16, with a softmax for its sigmoids; the
 shapes are ViT-g/14's (Zhai et al., 2021, arXiv:2106.04560, table 2) and ViT-e's (PaLI, arXiv:2209.06794). TFDS has no
