@@ -26,6 +26,7 @@ def get_config(arg="hf-hub:timm/vit_base_patch16_224.augreg_in21k"):
     c.init_from = arg
     c.model.name = "vit_base_patch16_384"
     c.model.scan_blocks = True
+    c.model.remat = "dots_no_batch"  # 32 images fit a chip
 
     c.optim.name = "sgd"
     c.optim.options = {"momentum": 0.9}

@@ -31,6 +31,8 @@ def get_config(arg="S"):
 
     c.model.name = name
     c.model.scan_blocks = True
+    if arg == "L":
+        c.model.remat = "dots_no_batch"  # 64 images fit a chip
     if arg == "S":
         c.model.class_token = False
         c.model.global_pool = "avg"
