@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 from vision_jax import mesh as meshes
 from vision_jax.errors import InputError
 from vision_jax.mesh import constrain, constrain_batch, fit, make_mesh
+from vision_jax.parallel import topology
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,12 @@ def test_make_mesh(sizes, shape):
     assert mesh.axis_names == ("data", "fsdp", "tensor")
     assert tuple(mesh.shape.values()) == shape
     assert set(mesh.axis_types) == {AxisType.Auto}
+
+
+def test_an_axis_may_take_part_of_a_torus_dimension():
+    mesh = make_mesh(data=2, fsdp=-1, devices=topology.devices("v5p:4x4x4"))
+    assert tuple(mesh.shape.values()) == (2, 32, 1)
+    assert {device.coords[2] for device in mesh.devices[0].flat} == {0, 1}  # its half of the slice lies together
 
 
 @pytest.mark.parametrize(

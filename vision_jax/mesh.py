@@ -10,6 +10,7 @@ import contextvars
 import math
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -44,7 +45,12 @@ def make_mesh(data=-1, fsdp=1, tensor=1, devices=None):
         raise InputError(
             f"mesh={sizes} does not fit {len(devices)} devices: the sizes must multiply to it, at most one of them -1"
         )
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    shape, kinds = tuple(sizes.values()), (AxisType.Auto,) * len(AXES)
+    try:
+        return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+    except NotImplementedError:  # an axis of the mesh that is no product of the torus's dimensions: 256 chips of 8x8x8
+        placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return jax.sharding.Mesh(placed, AXES, axis_types=kinds)
 
 
 def fit(spec, shape, mesh):

@@ -68,6 +68,17 @@ def test_every_example_once_an_epoch_and_the_same_batch_for_any_process_count(pr
     assert len({tuple(e) for e in epochs}) == len(epochs)
 
 
+def test_repeated_examples_follow_each_other_and_look_different():
+    N, steps, ops = 10, 15, ("random_crop(6)", "color_jitter(0.5, 0.5, 0.5)")
+    whole = take(steps, ops=ops, repeats=3)
+    plain = np.concatenate([b["index"] for b in take(steps)]).reshape(-1, N)
+    repeated = np.concatenate([b["index"] for b in whole]).reshape(-1, N)
+    assert np.array_equal(repeated, np.repeat(plain, 3, axis=1)[:, :N])
+    images = [image.tobytes() for b in whole for image in b["image"]]
+    assert len(set(images)) == len(images)
+    assert_same(whole[7:], take(steps - 7, ops=ops, repeats=3, start=7))
+
+
 def test_pixels_depend_on_seed_epoch_and_index():
     ops = ("random_crop(6)", "color_jitter(0.5, 0.5, 0.5)")
     a, again, b = take(20, small(3), ops), take(20, small(3), ops), take(20, small(3), ops, seed=2)
@@ -218,6 +229,7 @@ def test_images_of_several_shapes(tmp_path):
         ({"seed": -1}, "seed is not negative"),
         ({"start": -1}, "start is not negative"),
         ({"workers": -1}, "workers is not negative"),
+        ({"repeats": 0}, "repeats is at least 1"),
         ({"on_error": "skip"}, "unknown on_error 'skip'"),
     ],
 )

@@ -62,6 +62,13 @@ def test_random_erasing_boxes_equal_numpy():
     assert (left + width).max() == 48
 
 
+def test_random_erasing_takes_a_whole_number():
+    image = jnp.ones((2, 8, 8, 3))
+    for prob, changed in ((0, False), (1, True)):
+        out = RandomErasing(prob=prob)(jax.random.key(0), {"image": image})["image"]
+        assert (out != image).any() == changed
+
+
 def test_random_erasing_fills_its_box_with_unit_noise():
     batch = {"image": jnp.full((400, 32, 32, 3), 7.0), "label": jnp.zeros(400, jnp.int32)}
     out = np.asarray(jax.jit(RandomErasing(0.25))(jax.random.key(0), batch)["image"])

@@ -227,6 +227,16 @@ def test_rand_augment_enhancements_go_both_ways():
     assert np.array_equal(one("contrast", SMOOTH, increasing=False), expected)
 
 
+def test_rand_augment_beyond_ten():
+    def image(magnitude, highest):
+        options = f"rand_augment(1, {magnitude}, std=0, increasing=False, prob=1, max_magnitude={highest})"
+        return [run(SMOOTH, options, seed=seed) for seed in range(40)]
+
+    stronger = [not np.array_equal(a, b) for a, b in zip(image(15, 15), image(10, 10), strict=True)]
+    assert all(np.array_equal(a, b) for a, b in zip(image(10, 15), image(10, 10), strict=True))
+    assert 20 < sum(stronger) < 40  # not what has no magnitude
+
+
 def test_rand_augment_geometry_shows_the_fill():
     out = one("translate_x", SMOOTH, 1 / 0.45 / 4, coin=0.0, interpolation="nearest")  # a quarter: 6 of 24 columns
     assert np.array_equal(out[:, :18], SMOOTH[:, 6:])

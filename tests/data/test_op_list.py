@@ -43,6 +43,7 @@ def test_literal_arguments_reach_the_op():
         (["flip('often')"], "given 'often'"),
         (["random_resized_crop(8, scale=(0, 1))"], "0 < low"),
         (["rand_augment(magnitude=11)"], "[0, 10]"),
+        (["rand_augment(magnitude=16, max_magnitude=15)"], "[0, 15]"),
         (["decode(channels=4)"], "1 or 3"),
         (["flip", "decode"], "first op"),
         (["normalize", "flip"], "cannot follow"),

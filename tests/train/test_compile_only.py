@@ -107,6 +107,7 @@ def test_the_command(tmp_path, capsys):
     assert "of 16.0: fits" in said
     told = json.loads((tmp_path / "w" / "compile_only.json").read_text())
     assert told["fits"]
+    assert told["batch_size"] == 32
     assert told["step_seconds"] == max(told["roofline"].values())
 
 
@@ -134,6 +135,13 @@ def test_the_change_that_makes_it_fit(enough, remedy, capsys, monkeypatch):
     assert main(arguments("v5e:2x2", mesh__data=-1, mesh__fsdp=1)) == 1
     changes = [f"--config.{field}" for field in ("mesh.data=1", "mesh.fsdp=4", *remedy)]
     assert f"it fits with {' '.join(changes)}\n" in capsys.readouterr().out
+
+
+def test_more_fsdp_than_divides_is_less(capsys, monkeypatch):
+    monkeypatch.setattr(compile_only, "measure", lambda run: _report(run, 1 if run.mesh.shape["fsdp"] == 4 else 2**40))
+    fields = {**FIELDS, "model.embed_dim": 20, "model.num_heads": 5, "eval.batch_size": 32}  # 20, 5 x 4 and 80 by 16
+    assert main(arguments("v5e:4x4", fields)) == 1
+    assert "it fits with --config.mesh.data=4 --config.mesh.fsdp=4\n" in capsys.readouterr().out
 
 
 def _report(run, total):

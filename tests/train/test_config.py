@@ -1,6 +1,7 @@
 import copy
 import json
 import pathlib
+import sys
 
 import pytest
 
@@ -9,7 +10,7 @@ from vision_jax.errors import InputError
 from vision_jax.train.config import default_config, differences, load_config, read_config, save_config
 from vision_jax.train.optim import DEFAULTS
 
-RECIPES = sorted(path.name for path in tiny_run.CONFIGS.glob("*.py"))
+RECIPES = sorted(path.name for path in tiny_run.CONFIGS.glob("[!_]*.py"))
 
 
 def recipe(tmp_path, body, head="from vision_jax.train.config import default_config"):
@@ -53,6 +54,16 @@ def test_the_argument_reaches_the_recipe(tmp_path):
     path = recipe(tmp_path, "c.init_from = arg")
     assert load_config(f"{path}:gs://bucket/x:y").init_from == "gs://bucket/x:y"
     assert load_config(path).init_from == ""
+
+
+def test_recipes_import_their_own_neighbours(tmp_path):
+    before = list(sys.path), set(sys.modules)
+    for name, seed in (("one", 1), ("two", 2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "_shared.py").write_text(f"SEED = {seed}\n")
+        path = recipe(tmp_path / name, "from _shared import SEED\nc.seed = SEED")
+        assert load_config(path).seed == seed
+    assert (list(sys.path), set(sys.modules)) == before
 
 
 def test_whole_groups_may_be_given_as_dicts(tmp_path):

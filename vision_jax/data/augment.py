@@ -8,7 +8,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from vision_jax.data.host_ops import check_range, interpolation_of
 from vision_jax.errors import InputError
 
-MAX_MAGNITUDE = 10
+FULL = 10  # the magnitude that the ops' scales are given for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,9 +16,10 @@ class RandAugment:
     """RandAugment (Cubuk et al., 2019, arXiv 1909.13719) as in timm's "rand-m9-mstd0.5-inc1", the usual recipe.
 
     `layers` times one of fifteen ops is drawn, with replacement, and applied with probability `prob` at a magnitude
-    drawn from a normal distribution around `magnitude`, clipped to 0..10. With `increasing` a larger magnitude is a
-    stronger change for every op; without it posterize, solarize and the four enhancements run on the scales of the
-    original code. `fill` is the colour that geometry uncovers (the ImageNet mean).
+    drawn from a normal distribution around `magnitude`, clipped to 0..`max_magnitude`. With `increasing` a larger
+    magnitude is a stronger change for every op; without it posterize, solarize and the four enhancements run on the
+    scales of the original code. `fill` is the colour that geometry uncovers (the ImageNet mean). Some recipes of
+    TensorFlow's code ask for magnitudes above 10, which timm clips.
     """
 
     layers: int = 2
@@ -28,10 +29,12 @@ class RandAugment:
     prob: float = 0.5
     interpolation: str = "bicubic"
     fill: tuple = (124, 116, 104)
+    max_magnitude: float = FULL
 
     def __post_init__(self):
         check_range("rand_augment: layers", self.layers, 0, 100)
-        check_range("rand_augment: magnitude", self.magnitude, 0, MAX_MAGNITUDE)
+        check_range("rand_augment: max_magnitude", self.max_magnitude, 0, 3 * FULL)
+        check_range("rand_augment: magnitude", self.magnitude, 0, self.max_magnitude)
         check_range("rand_augment: std", self.std, 0, math.inf)
         check_range("rand_augment: prob", self.prob, 0, 1)
         interpolation_of(self.interpolation)
@@ -43,7 +46,7 @@ class RandAugment:
     def __call__(self, image, rng):
         for name in rng.choice(sorted(RAND_AUGMENT_OPS), self.layers):
             if rng.random() < self.prob:
-                level = min(max(rng.normal(self.magnitude, self.std), 0), MAX_MAGNITUDE) / MAX_MAGNITUDE
+                level = min(max(rng.normal(self.magnitude, self.std), 0), self.max_magnitude) / FULL
                 image = RAND_AUGMENT_OPS[name](self, image, level, rng)
         return image
 

@@ -72,7 +72,7 @@ class RandomErasing:
         image = batch["image"]
         noise_key, box_key, prob_key = jax.random.split(key, 3)
         boxes = self.boxes(box_key, image.shape)
-        erase = jax.random.bernoulli(prob_key, self.prob, (image.shape[0], 1, 1)) & inside(boxes, image.shape)
+        erase = jax.random.bernoulli(prob_key, float(self.prob), (image.shape[0], 1, 1)) & inside(boxes, image.shape)
         noise = jax.random.normal(noise_key, image.shape, image.dtype)
         return {**batch, "image": jnp.where(erase[..., None], noise, image)}
 

@@ -3,7 +3,8 @@
 The stream of training examples is a function of position: position p lies in epoch p // N, where the epoch's shuffle
 says which example it is, and what the ops draw depends on (seed, epoch, index) alone. Batch s of the whole run holds
 positions s * batch_size onwards; process k of H owns the k-th of H equal runs of its rows. So the position in the data
-is one integer, the number of batches consumed, whatever the number of workers and processes before and after.
+is one integer, the number of batches consumed, whatever the number of workers and processes before and after. With
+repeated augmentation (Hoffer et al., 2020, arXiv:1901.09335) an epoch shows a part of the examples, several times each.
 """
 
 import multiprocessing
@@ -36,6 +37,7 @@ def train_batches(
     process_index=0,
     process_count=1,
     on_error="stop",
+    repeats=1,
 ):
     """Endless shuffled batches; each example comes exactly once an epoch, and batches straddle epochs.
 
@@ -49,6 +51,8 @@ def train_batches(
         `if __name__ == "__main__":`.
       process_index, process_count: this process and how many share a batch; `batch_size` divides by the count.
       on_error: "stop" raises at an image that cannot be read; "replace" puts another one in its place, always the same.
+      repeats: how often in a row each example comes, put through the ops anew; an epoch is as long as with 1, so it
+        holds the first 1 / repeats of its order (as DeiT's sampler has it, with 3).
 
     Returns:
       An iterator, to be closed with `.close()` or used in `with`, over {"image": uint8 [b, H, W, C], "label": int32
@@ -63,9 +67,11 @@ def train_batches(
     for name, value in (("seed", seed), ("start", start), ("workers", workers)):
         if value < 0:
             raise InputError(f"{name} is not negative: given {value}")
+    if repeats < 1:
+        raise InputError(f"repeats is at least 1: given {repeats}")
     # Grain adds the epoch to its seed: spread the seeds, or seed 1 would begin with the second epoch of seed 0
     order = grain.MapDataset.range(len(source)).shuffle(seed=int(np.random.SeedSequence(seed).generate_state(1)[0]))
-    load = _Load(source, host_ops, seed, order.repeat(), replace=on_error == "replace")
+    load = _Load(source, host_ops, seed, order.repeat(), replace=on_error == "replace", repeats=repeats)
     batches = grain.MapDataset.range(sys.maxsize // batch_size * rows.each).map(rows).map(load)
     return Batches(batches.batch(rows.each, batch_fn=_Collate(source))[start:], workers)
 
@@ -109,31 +115,33 @@ class _Rows:
 class _Load:
     """Position in the stream -> the example there, read and put through the host ops."""
 
-    def __init__(self, source, host_ops, seed, order, replace=False, mask=False):
+    def __init__(self, source, host_ops, seed, order, replace=False, mask=False, repeats=1):
         self.source, self.host_ops, self.seed, self.order = source, host_ops, seed, order
-        self.replace, self.mask = replace, mask
+        self.replace, self.mask, self.repeats = replace, mask, repeats
 
     def __call__(self, position):
         position = int(position)
-        epoch, index = position // len(self.source), int(self.order[position])
+        epoch, place = divmod(position, len(self.source))
+        place, copy = divmod(place, self.repeats)
+        index = int(self.order[epoch * len(self.source) + place])
         if self.mask:
             return {**self.example(epoch, index), "mask": position < len(self.source)}
         try:
-            return {**self.example(epoch, index), "replaced": False}
+            return {**self.example(epoch, index, copy), "replaced": False}
         except ImageError:
             if not self.replace:
                 raise
         for other in np.random.default_rng(index).integers(len(self.source), size=REPLACEMENTS):
             try:
-                return {**self.example(epoch, int(other)), "replaced": True}
+                return {**self.example(epoch, int(other), copy), "replaced": True}
             except ImageError:
                 continue
         raise InputError(
             f"{self.source.name(index)} cannot be read, nor could {REPLACEMENTS} others in its place: damaged data"
         )
 
-    def example(self, epoch, index):
-        rng = np.random.default_rng((self.seed, epoch, index))
+    def example(self, epoch, index, copy=0):
+        rng = np.random.default_rng((self.seed, epoch, index, *([copy] if copy else [])))
         try:
             example = self.host_ops(self.source[index], rng)
         except (InputError, OSError) as error:

@@ -58,7 +58,8 @@ def compile_only(config, name, workdir=None):
     told = f"{run.config.model.name} on {name}: mesh {mesh}; batch {run.config.data.batch_size}"
     images = f"{'x'.join(map(str, run.train_shape))} of {len(run.task.class_names)} classes"
     print("\n".join([f"{told} images of {images}", *report.lines()]))
-    found = {"topology": name, "model": run.config.model.name, "mesh": dict(run.mesh.shape)} | report.as_json()
+    found = {"topology": name, "model": run.config.model.name, "mesh": dict(run.mesh.shape)}
+    found |= {"batch_size": run.config.data.batch_size, **report.as_json()}
     if not report.fits:
         found["remedy"] = remedy = fitting(run, name)
         print(f"it fits with {' '.join(remedy)}" if remedy else "no finer sharding, remat or accumulation makes it fit")
@@ -160,7 +161,7 @@ def fitting(run, name):
     """
     config = copy.deepcopy(run.config)
     changes = []
-    for fields in _remedies(run):
+    for fields in _remedies(run, name):
         for field, value in fields.items():
             changes = [change for change in changes if change[0] != field] + [(field, value)]
         tried = copy.deepcopy(config)
@@ -181,11 +182,25 @@ def fitting(run, name):
     return None
 
 
-def _remedies(run):
+def _finest(run, name):
+    """The sizes (data, fsdp) of a mesh on which a device holds least of the state; of equals the least data.
+
+    More fsdp is not always less state: what it does not divide lies whole everywhere.
+    """
+    parts = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
+    found = {}
+    for data in [data for data in range(1, parts + 1) if parts % data == 0]:
+        config = copy.deepcopy(run.config)
+        config.mesh.data, config.mesh.fsdp = data, parts // data
+        found[data, parts // data] = ahead.held(build_for(config, name).state_shapes())
+    return min(found, key=found.get)
+
+
+def _remedies(run, name):
     """Changes of the config's fields, the cheapest in time first."""
     data, fsdp, _ = run.mesh.shape.values()
-    if data > 1:
-        yield {"mesh.data": 1, "mesh.fsdp": data * fsdp}
+    if (sizes := _finest(run, name)) != (data, fsdp):
+        yield dict(zip(("mesh.data", "mesh.fsdp"), sizes, strict=True))
     kept = getattr(run.model.config, "remat", "full")
     for policy in REMAT[REMAT.index(kept) + 1 :] if kept in REMAT else REMAT:
         yield {"model.remat": policy}

@@ -3,14 +3,17 @@
 A recipe is a Python file with `get_config(arg="")`; it starts from `default_config()` and sets fields. Unknown fields
 are refused with the closest match. `model`, `task` and the `options` of data, evaluation and optimiser are open: what
 they may hold is decided by the model, the task, the source and the optimiser that are named, and checked there.
+A recipe may import the files beside it, as a script may: what several share is said once.
 """
 
 import ast
+import contextlib
 import functools
 import importlib.util
 import json
 import os
 import pathlib
+import sys
 import traceback
 
 import ml_collections
@@ -38,6 +41,7 @@ def default_config():
         "options": {},  # of the source: root=..., dataset=..., ...
         "ops": ("decode", "normalize"),  # on the host, then on the device: vision_jax/data
         "batch_size": 128,  # of all devices and processes together
+        "repeats": 1,  # how often in a row each example comes, augmented anew; an epoch is as long as before
         "workers": 0,  # processes that load and transform; 0: in the main process
         "on_error": "stop",  # an unreadable image stops the run, or "replace"s itself by another one
     }
@@ -105,10 +109,11 @@ def load_config(spec, overrides=()):
     module_spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
     module = importlib.util.module_from_spec(module_spec)
     try:
-        module_spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
-            raise InputError(f"--config={path} has no get_config(arg): it is not a recipe")
-        recipe = module.get_config(arg) if arg else module.get_config()
+        with _neighbours(pathlib.Path(path).resolve().parent):
+            module_spec.loader.exec_module(module)
+            if not hasattr(module, "get_config"):
+                raise InputError(f"--config={path} has no get_config(arg): it is not a recipe")
+            recipe = module.get_config(arg) if arg else module.get_config()
     except InputError:
         raise
     except Exception as error:  # of an unknown field a locked ConfigDict says itself which is closest
@@ -122,6 +127,21 @@ def load_config(spec, overrides=()):
     for field, value in overrides:
         override(config, field, value)
     return config
+
+
+@contextlib.contextmanager
+def _neighbours(directory):
+    """While in force, the files of a directory can be imported; then they are forgotten: others may share names."""
+    before = set(sys.modules)
+    sys.path.insert(0, str(directory))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(directory))
+        for name in set(sys.modules) - before:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file and pathlib.Path(file).parent == directory:
+                del sys.modules[name]
 
 
 def _said(error):

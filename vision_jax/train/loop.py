@@ -75,6 +75,7 @@ def train(config, workdir):
             start=int(state["data_position"]),
             workers=config.data.workers,
             on_error=config.data.on_error,
+            repeats=config.data.repeats,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )

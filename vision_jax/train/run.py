@@ -156,7 +156,14 @@ def build(config, *, training=False, evaluation=False, devices=None, open_source
 
 def _check(config):
     """What neither the parts' own checks nor the config's types tell before the run has begun."""
-    for field in ("data.batch_size", "eval.batch_size", "optim.accumulate", "checkpoint.keep_last", "log_every"):
+    for field in (
+        "data.batch_size",
+        "eval.batch_size",
+        "data.repeats",
+        "optim.accumulate",
+        "checkpoint.keep_last",
+        "log_every",
+    ):
         if (value := operator.attrgetter(field)(config)) < 1:
             raise InputError(f"config.{field}={value}: at least 1 is wanted")
     for field in ("seed", "data.workers"):
