@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from vision_jax.data import eval_batches
-from vision_jax.parallel.processes import to_global
+from vision_jax.parallel.processes import local_rows, to_global
 from vision_jax.parallel.sharding import batch_sharding
 
 
@@ -27,8 +27,7 @@ def evaluate(run, eval_step, variables, stopped=()):
         run.eval_ops[0],
         batch_size=config.eval.batch_size,
         workers=config.data.workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=local_rows(config.eval.batch_size, place),
     )
     with jax.set_mesh(run.mesh), batches:
         for batch in batches:

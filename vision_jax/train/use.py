@@ -50,7 +50,7 @@ def evaluate_checkpoint(config, workdir, step=None):
             print(f"step {step}, {int(sums['count'])} images: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
             target = pathlib.Path(workdir) / f"eval_{step}.json"
             target.write_text(json.dumps({"step": step, "images": int(sums["count"]), **metrics}, indent=2) + "\n")
-            report(run, variables, sums, pathlib.Path(workdir))
+        report(run, variables, sums, pathlib.Path(workdir))
     return metrics
 
 
