@@ -65,6 +65,7 @@ def refused(capsys):
         (["--mode=eval", "--workdir", "w", "--compile_only=v5e:2x2"], ["--compile_only", "--mode=train"]),
         (["--compile_only=v5e:2x2"], ["--config", "needed", "configs/digits_vit.py"]),
         (["--config.optim.lr", "--workdir", "w"], ["--config.optim.lr", "value"]),
+        (["--config", "r.py", "--workdir", "gs://bucket/w"], ["gs://bucket/w", "directory"]),
         (["--config", "r.py", "--workdir", "w", "--num_processes=2"], ["--coordinator", "together"]),
         (["--config", "r.py", "--workdir", "w", *OF_TWO, "--process_id=2"], ["--process_id=2", "0 to 1"]),
         (["--config", "r.py", "--workdir", "w", *OF_TWO, "--process_id=one"], ["--process_id", "'one'"]),

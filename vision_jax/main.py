@@ -87,6 +87,8 @@ def _arguments(argv):
         raise InputError("--compile_only is for --mode=train: it compiles the training step")
     if not args.workdir and args.compile_only is None:
         raise InputError("--workdir is needed: the directory of the run, as --workdir runs/digits")
+    if args.workdir and "://" in args.workdir:
+        raise InputError(f"--workdir={args.workdir}: a directory is wanted; a bucket can be mounted as one")
     if args.mode == "train" and not args.config:
         raise InputError("--config is needed: a recipe, as --config configs/digits_vit.py")
     if args.mode == "train" and args.step is not None:

@@ -18,6 +18,7 @@ def told_by(monkeypatch):
 
     def others(*facts):
         monkeypatch.setattr(jax, "process_count", lambda: 1 + len(facts))
+        monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
         monkeypatch.setattr(processes, "_gather", lambda text: [text, *map(json.dumps, facts)])
 
     return others
@@ -43,6 +44,13 @@ def test_what_differs_is_named_and_where(told_by):
         InputError, match=r": a is 0 in process 0, but 1 in processes 1, .*, 8, \.\.\.; .*; and 2 more$"
     ):
         processes.agree(dict.fromkeys("abcdefg", 0))
+
+
+def test_one_of_several_that_was_not_told_so(told_by, monkeypatch):
+    told_by({}, {}, {})
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: False)
+    with pytest.raises(InputError, match="one of 4 processes: start each of them with --distributed"):
+        processes.agree({})
 
 
 def test_rows_of_this_process():

@@ -45,6 +45,51 @@ def test_two_processes_are_as_one(tmp_path, monkeypatch):
     assert evaluated[0] == pytest.approx(evaluated[1], abs=1e-5)
 
 
+@pytest.mark.slow
+def test_devices_that_share_rows_across_processes(tmp_path, monkeypatch):
+    """Features split over all eight devices: both processes load every example."""
+    fields = {**FIELDS, "mesh.data": 1, "mesh.fsdp": 1, "mesh.tensor": 8}
+    several.run(tmp_path / "two", fields)
+    one, other = loaded(tmp_path / "two")
+    assert one.shape == (20, 32)
+    assert np.array_equal(one, other)
+    monkeypatch.setattr(loop, "report", lambda *_: {})
+    loop.train(tiny_run.config(fields=fields), tmp_path / "one")
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), atol=1e-5, rtol=0)
+
+
+PLACED = """
+import sys
+
+import jax
+import numpy as np
+
+from vision_jax.mesh import AXES
+from vision_jax.parallel import processes
+from vision_jax.parallel.sharding import batch_sharding
+
+coordinator, number, this = (word.partition("=")[2] for word in sys.argv[1:])
+processes.start(coordinator, int(number), int(this))
+mesh = jax.sharding.Mesh(np.array(jax.devices())[[0, 4, 1, 2, 5, 6, 3, 7]].reshape(8, 1, 1), AXES)
+rows = processes.local_rows(16, batch_sharding(mesh))
+placed = processes.to_global({"row": np.array(rows)}, batch_sharding(mesh))["row"]
+assert placed.shape == (16,)
+for shard in placed.addressable_shards:
+    assert np.array_equal(shard.data, np.arange(16)[shard.index])
+print("rows", rows)
+processes.end(0)
+"""
+
+
+@pytest.mark.slow
+def test_each_row_has_its_place_on_any_mesh(tmp_path):
+    """As on a torus, where the devices of a host need not follow each other on the mesh."""
+    with started(tmp_path / "two", command=["-c", PLACED]) as processes:
+        assert processes.finish() == [0, 0], processes.all_said()
+        assert "rows [0, 1, 4, 5, 6, 7, 12, 13]" in processes.said(0)
+        assert "rows [2, 3, 8, 9, 10, 11, 14, 15]" in processes.said(1)
+
+
 # --- A checkpoint of eight devices, on others.
 
 
@@ -153,6 +198,18 @@ def test_one_is_killed(tmp_path, undisturbed, victim):
 
 
 @pytest.mark.slow
+def test_one_is_silent(tmp_path):
+    """As a machine that is cut off, or a device that hangs: nothing fails, but the heartbeat is missed."""
+    workdir = tmp_path / "w"
+    with started(workdir, LONG) as processes:
+        processes.wait_for(lambda: last_step(workdir) >= 3)
+        stopped, other = processes.processes[1], processes.processes[0]
+        stopped.send_signal(signal.SIGSTOP)
+        assert other.wait(60) != 0
+        assert processes.last_word(0).startswith("process 0 of 2 has ended abruptly")
+
+
+@pytest.mark.slow
 def test_one_is_told_to_stop(tmp_path, undisturbed):
     """All save the same step and end well. The rest takes as many devices; or half, and twice the microbatches."""
     workdir = tmp_path / "w"
@@ -187,7 +244,9 @@ def test_one_is_told_to_stop(tmp_path, undisturbed):
             ],
             marks=pytest.mark.heavy,
         ),
-        pytest.param("alone", [], ["have to share, is 'seen' in process 0, but 'not seen' in"], marks=pytest.mark.slow),
+        pytest.param(
+            "alone", [], ["which all share, is 'seen' in process 0, but 'not seen' in"], marks=pytest.mark.slow
+        ),
     ],
 )
 def test_they_differ(tmp_path, workdir, fields, says):

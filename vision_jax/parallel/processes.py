@@ -4,6 +4,7 @@ Each process loads and places its own rows of a batch; what is computed is one p
 is gone cannot be waited for: within a minute JAX ends the others, and each leaves a last word on how to go on.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -38,19 +39,20 @@ def start(coordinator=None, num_processes=None, process_id=None):
     Raises:
       InputError: they do not find each other.
     """
+    given = f"--coordinator={coordinator}, --num_processes={num_processes}, --process_id={process_id}"
+    lost = f"the processes of the run have not found each other, with {given}: see that all of them are started, with "
+    lost += "the same coordinator and number, each with an id of its own, and that they reach the coordinator's port"
     _LastWords.begin()
+    _LastWords.say(lost)  # JAX ends a process that waits in vain
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT)
     except (ValueError, RuntimeError) as error:
-        given = f"coordinator={coordinator}, num_processes={num_processes}, process_id={process_id}"
-        raise InputError(
-            f"the processes of the run do not find each other ({given}): {error} Give all three: --coordinator, the "
-            "same HOST:PORT everywhere, --num_processes, and --process_id, another one in each"
-        ) from error
+        _LastWords.say("")
+        raise InputError(f"{lost}; JAX says: {error}") from error
     _LastWords.say(
         f"process {jax.process_index()} of {jax.process_count()} has ended abruptly: it was killed, or another one is "
         "gone, and without it the rest cannot go on; the log in which an error is told first says which. What is saved "
-        "is whole: start all processes again with the same command, on as many devices or fewer, to go on from there"
+        "is whole: start all processes again with the same command, on any number of devices, to go on from there"
     )
     return jax.process_index()
 
@@ -72,12 +74,17 @@ def end(status):
         traceback.print_exc()
     else:
         _LastWords.say("")
-    leave = threading.Thread(target=jax.distributed.shutdown, daemon=True)  # returns where the others fail alike
+    leave = threading.Thread(target=_leave, daemon=True)
     leave.start()
     leave.join(LEAVING)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1 if status is None else status)
+
+
+def _leave():
+    with contextlib.suppress(Exception):
+        jax.distributed.shutdown()  # returns once the others fail alike
 
 
 class _LastWords:
@@ -93,7 +100,6 @@ class _LastWords:
         keep = 'trap "" TERM INT HUP; while read -r line; do words=$line; done; [ -z "$words" ] || echo "$words" >&2'
         shell = subprocess.Popen(["sh", "-c", keep], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         cls._pipe = shell.stdin
-        cls.say("a process has ended before all of the run had found each other")
 
     @classmethod
     def say(cls, line):
@@ -112,12 +118,14 @@ def agree(facts):
     """
     if jax.process_count() == 1:
         return
+    if not jax.distributed.is_initialized():
+        raise InputError(f"this is one of {jax.process_count()} processes: start each of them with --distributed")
     every = [json.loads(text) for text in _gather(json.dumps(facts, default=str))]
     lines = []
-    for name in sorted({name for facts in every for name in facts}):
+    for name in sorted(set().union(*every)):
         told = {}
-        for process, facts in enumerate(every):
-            told.setdefault(repr(facts[name]) if name in facts else "none", []).append(process)
+        for process, its in enumerate(every):
+            told.setdefault(repr(its[name]) if name in its else "none", []).append(process)
         if len(told) > 1:
             lines.append(f"{name} is " + ", but ".join(f"{value} in {_which(where)}" for value, where in told.items()))
     if not lines:
@@ -143,9 +151,7 @@ def share(directory):
     while not token.exists() and time.monotonic() < patience:
         time.sleep(0.5)
     try:
-        agree(
-            {"what process 0 wrote in the workdir, which all have to share,": "seen" if token.exists() else "not seen"}
-        )
+        agree({"what process 0 wrote in the workdir, which all share,": "seen" if token.exists() else "not seen"})
     finally:
         if jax.process_index() == 0:
             token.unlink()
@@ -168,7 +174,7 @@ def _gather(text):
 
 
 def local_rows(batch_size, sharding):
-    """The rows of a batch that this process holds, ascending; processes that share devices' rows hold the same."""
+    """The rows of a batch that this process's devices hold, ascending; where only features are split, the same."""
     places = sharding.addressable_devices_indices_map((batch_size,)).values()
     return sorted({row for (part,) in places for row in range(*part.indices(batch_size))})
 
