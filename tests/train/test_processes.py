@@ -231,6 +231,20 @@ def test_one_is_told_to_stop(tmp_path, undisturbed):
     assert_same_run(workdir, undisturbed)
 
 
+@pytest.mark.slow
+def test_one_is_told_to_stop_in_evaluation(tmp_path):
+    """Which all give up."""
+    many = {"eval.every": 5, "eval.batch_size": 8, "eval.options": "{'num_examples': 9600}"}
+    with started(tmp_path / "w", {**LONG, **many}) as processes:
+        processes.wait_for(lambda: last_step(tmp_path / "w") >= 5)
+        time.sleep(1)
+        processes.processes[1].send_signal(signal.SIGTERM)
+        assert processes.finish() == [0, 0]
+        assert "asked to stop: saved step 5 of 60" in processes.said(0)
+    assert int(state_of(tmp_path / "w", "step")["step"]) == 5
+    assert not records(tmp_path / "w", "eval/loss")
+
+
 @pytest.mark.parametrize(
     ("workdir", "fields", "says"),
     [

@@ -134,6 +134,11 @@ def agree(facts):
     raise InputError(f"the processes of the run differ, so it is not begun: {'; '.join(lines[:5])}{more}")
 
 
+def in_any(true_here):
+    """Whether something is true in any of the processes; waits for all of them."""
+    return true_here if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.bool_(true_here)).any())
+
+
 def share(directory):
     """Makes a directory, and sees that it is one and the same for all processes.
 

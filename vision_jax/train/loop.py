@@ -247,8 +247,9 @@ class _Loop:
     def _evaluate(self, step, state, last, anew=True):
         """The metrics; none where the run was asked to stop meanwhile, unless it is over anyway."""
         began = time.perf_counter()
-        sums = evaluate(self.run, self.eval_step, evaluated(state), () if last else self.asked)
+        sums = evaluate(self.run, self.eval_step, evaluated(state), () if last else self.stopped)
         if sums is None:
+            self.asked.append(step)
             return {}
         metrics = self.run.task.metrics(sums)
         if anew:
