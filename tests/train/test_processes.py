@@ -276,6 +276,13 @@ def test_they_differ(tmp_path, workdir, fields, says):
     assert not list((tmp_path / "w").rglob("*"))
 
 
+def test_there_is_nothing_to_find(tmp_path):
+    with started(tmp_path / "w", count=1, differing={0: ["--distributed"]}) as processes:
+        assert processes.finish(60) == [2]
+        assert processes.said(0).startswith("error: the processes of the run have not found each other, and JAX finds")
+        assert processes.said(0).count("\n") == 1
+
+
 @pytest.mark.slow
 def test_one_goes_wrong(tmp_path):
     """An error in one process alone: it says so and ends, and the other, which waits for it, is ended too."""

@@ -39,16 +39,22 @@ def start(coordinator=None, num_processes=None, process_id=None):
     Raises:
       InputError: they do not find each other.
     """
-    given = f"--coordinator={coordinator}, --num_processes={num_processes}, --process_id={process_id}"
-    lost = f"the processes of the run have not found each other, with {given}: see that all of them are started, with "
-    lost += "the same coordinator and number, each with an id of its own, and that they reach the coordinator's port"
+    given = "and JAX finds them only on TPU VMs, SLURM and GKE: give --coordinator, --num_processes, --process_id"
+    if coordinator:
+        given = (
+            f"with --coordinator={coordinator}, --num_processes={num_processes}, --process_id={process_id}: are all "
+        )
+        given += (
+            "started, each with an id of its own, and does --coordinator name the first one's host and a free port?"
+        )
+    lost = f"the processes of the run have not found each other, {given}"
     _LastWords.begin()
     _LastWords.say(lost)  # JAX ends a process that waits in vain
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT)
     except (ValueError, RuntimeError) as error:
         _LastWords.say("")
-        raise InputError(f"{lost}; JAX says: {error}") from error
+        raise InputError(f"{lost} ({error})") from error
     _LastWords.say(
         f"process {jax.process_index()} of {jax.process_count()} has ended abruptly: it was killed, or another one is "
         "gone, and without it the rest cannot go on; the log in which an error is told first says which. What is saved "
@@ -58,13 +64,13 @@ def start(coordinator=None, num_processes=None, process_id=None):
 
 
 def end(status):
-    """Ends this process's part of a run; does nothing in a run of one process.
+    """Ends what `start` began; does nothing where it was not called.
 
     Args:
       status: the exit code; None where an exception passes that nobody has told. But for 0, the process ends here: the
         others may be waiting for what this one will never compute.
     """
-    if not jax.distributed.is_initialized():
+    if _LastWords.pipe is None:
         return
     if status == 0:
         jax.distributed.shutdown()  # waits for the others
@@ -93,18 +99,18 @@ class _LastWords:
     A shell keeps the line, reads on until its end of the pipe is closed, and prints what it read last.
     """
 
-    _pipe = None
+    pipe = None
 
     @classmethod
     def begin(cls):
         keep = 'trap "" TERM INT HUP; while read -r line; do words=$line; done; [ -z "$words" ] || echo "$words" >&2'
         shell = subprocess.Popen(["sh", "-c", keep], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-        cls._pipe = shell.stdin
+        cls.pipe = shell.stdin
 
     @classmethod
     def say(cls, line):
-        cls._pipe.write(line + "\n")
-        cls._pipe.flush()
+        cls.pipe.write(line + "\n")
+        cls.pipe.flush()
 
 
 def agree(facts):

@@ -10,7 +10,9 @@ import numpy as np
 
 from vision_jax.data.sources.folder import EXTENSIONS
 from vision_jax.errors import InputError
+from vision_jax.parallel.processes import agree
 from vision_jax.train import checkpoint, pictures
+from vision_jax.train.config import flat
 from vision_jax.train.evaluate import evaluate
 from vision_jax.train.report import predict, report
 from vision_jax.train.run import build
@@ -41,6 +43,7 @@ def evaluate_checkpoint(config, workdir, step=None):
     Returns:
       The metrics.
     """
+    agree({"--step": step, **flat(config)})
     run = build(config, evaluation=True)
     with jax.set_mesh(run.mesh):
         variables, step = _restored(run, workdir, step)
