@@ -10,6 +10,8 @@ from PIL import Image
 import tiny_run
 from vision_jax.main import main
 
+OF_TWO = ("--coordinator=localhost:1234", "--num_processes=2")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
@@ -63,6 +65,11 @@ def refused(capsys):
         (["--mode=eval", "--workdir", "w", "--compile_only=v5e:2x2"], ["--compile_only", "--mode=train"]),
         (["--compile_only=v5e:2x2"], ["--config", "needed", "configs/digits_vit.py"]),
         (["--config.optim.lr", "--workdir", "w"], ["--config.optim.lr", "value"]),
+        (["--config", "r.py", "--workdir", "gs://bucket/w"], ["gs://bucket/w", "directory"]),
+        (["--config", "r.py", "--workdir", "w", "--num_processes=2"], ["--coordinator", "together"]),
+        (["--config", "r.py", "--workdir", "w", *OF_TWO, "--process_id=2"], ["--process_id=2", "0 to 1"]),
+        (["--config", "r.py", "--workdir", "w", *OF_TWO, "--process_id=one"], ["--process_id", "'one'"]),
+        (["--mode=predict", "--workdir", "w", "--images", "x.png", "--distributed"], ["--distributed", "--mode=eval"]),
         (["--config", "nowhere/recipe.py", "--workdir", "w"], ["--config", "nowhere/recipe.py", "no such file"]),
         (["--mode=eval", "--workdir", "w"], ["w/config.json", "--workdir"]),
         (["--mode=predict", "--workdir", "w", "--images", "x.png"], ["w/config.json", "--workdir"]),

@@ -5,6 +5,7 @@
     python -m vision_jax.main --mode=predict --workdir runs/digits --images='photos/*.png'
     python -m vision_jax.main --config configs/digits_vit.py --compile_only=v5e:2x2
 
+In a run of several processes (hosts of a TPU slice, nodes with GPUs) each is given the same command, and --distributed.
 Any field of the config is overridden by --config.field=value, as --config.optim.lr=3e-4.
 """
 
@@ -12,6 +13,7 @@ import argparse
 import pathlib
 import sys
 
+from vision_jax import __version__
 from vision_jax.errors import DivergedError, InputError, unknown
 
 MODES = ("train", "eval", "predict")
@@ -41,6 +43,15 @@ def _parser():
         help="train: compile the step for a TPU slice, as v5e:16x16, and tell what it takes; needs libtpu, but neither "
         "TPUs nor data. With a workdir the figures go to its compile_only.json, too",
     )
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="train, eval: one of several processes, which find each other by themselves on TPU VMs, SLURM and GKE; "
+        "elsewhere by the three arguments that follow",
+    )
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="of the first process; the same in all")
+    parser.add_argument("--num_processes", type=int, help="how many processes there are")
+    parser.add_argument("--process_id", type=int, help="which of them this one is, from 0")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -76,6 +87,8 @@ def _arguments(argv):
         raise InputError("--compile_only is for --mode=train: it compiles the training step")
     if not args.workdir and args.compile_only is None:
         raise InputError("--workdir is needed: the directory of the run, as --workdir runs/digits")
+    if args.workdir and "://" in args.workdir:
+        raise InputError(f"--workdir={args.workdir}: a directory is wanted; a bucket can be mounted as one")
     if args.mode == "train" and not args.config:
         raise InputError("--config is needed: a recipe, as --config configs/digits_vit.py")
     if args.mode == "train" and args.step is not None:
@@ -84,16 +97,32 @@ def _arguments(argv):
         raise InputError("--images is needed: files to classify, as --images photos/*.png")
     if args.mode != "predict" and args.images:
         raise InputError("--images is for --mode=predict")
+    told = [args.coordinator is not None, args.num_processes is not None, args.process_id is not None]
+    if any(told) and not all(told):
+        raise InputError("--coordinator, --num_processes and --process_id are given together, or --distributed alone")
+    args.distributed |= all(told)
+    if all(told) and not 0 <= args.process_id < args.num_processes:
+        raise InputError(f"--process_id={args.process_id}: 0 to {args.num_processes - 1}, for --num_processes")
+    if args.distributed and (args.mode == "predict" or args.compile_only is not None):
+        raise InputError("--distributed is for --mode=train and --mode=eval: one process is enough for this")
     return args, overrides
 
 
 def run(argv):
     """Does what the arguments say; raises what goes wrong. Returns the exit code."""
     args, overrides = _arguments(argv)
+    index = 0
+    if args.distributed:  # before anything of JAX is used
+        import jax
+
+        from vision_jax.parallel import processes
+
+        index = processes.start(args.coordinator, args.num_processes, args.process_id)
+        processes.agree({"vision_jax": __version__, "jax": jax.__version__})
     from vision_jax.train import config as configs
     from vision_jax.train.logs import configure_logging
 
-    configure_logging()
+    configure_logging(index)
     if args.config:
         config = configs.load_config(args.config, overrides)
     else:
@@ -123,9 +152,20 @@ def main(argv=None):
     Returns:
       0; 2 after one clear message where the input is at fault; 1 where the loss diverged, or what was compiled does
       not fit; 130 where Ctrl-C ended it.
-      Whatever else goes wrong is a bug, and keeps its traceback.
+      Whatever else goes wrong is a bug, and keeps its traceback. A failure in one of several processes ends this one at
+      once, with that status.
     """
     argv = sys.argv[1:] if argv is None else argv
+    status = None
+    try:
+        status = _status(argv)
+    finally:
+        if processes := sys.modules.get("vision_jax.parallel.processes"):
+            processes.end(status)
+    return status
+
+
+def _status(argv):
     try:
         return run(argv)
     except KeyboardInterrupt:

@@ -36,9 +36,15 @@ def assert_same(one, other):
             assert np.array_equal(a[key], b[key]), key
 
 
-def joined(parts):
-    """Each process's batches -> the batches of all, rows in the order of the processes."""
-    return [{key: np.concatenate([b[key] for b in row]) for key in row[0]} for row in zip(*parts, strict=True)]
+def shares(processes, rows=8):
+    """The rows of each process: a run of them; with two, as a torus may lay a mesh over them, two runs."""
+    return [(0, 1, 4, 5), (2, 3, 6, 7)] if processes == 2 else np.arange(rows).reshape(processes, -1).tolist()
+
+
+def joined(parts, rows):
+    """Each process's batches -> the batches of all, whose rows are these."""
+    order = np.argsort(np.concatenate(rows))
+    return [{key: np.concatenate([b[key] for b in row])[order] for key in row[0]} for row in zip(*parts, strict=True)]
 
 
 def test_batches_have_the_promised_arrays():
@@ -60,8 +66,8 @@ def test_batches_have_the_promised_arrays():
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_every_example_once_an_epoch_and_the_same_batch_for_any_process_count(processes):
     N, steps = 10, 15  # 15 batches of 8 are 12 epochs of 10; batches straddle them
-    parts = [take(steps, process_index=k, process_count=processes) for k in range(processes)]
-    whole = joined(parts)
+    parts = [take(steps, rows=rows) for rows in shares(processes)]
+    whole = joined(parts, shares(processes))
     assert_same(whole, take(steps))
     epochs = np.concatenate([b["index"] for b in whole]).reshape(-1, N)
     assert np.array_equal(np.sort(epochs), np.tile(np.arange(N), (len(epochs), 1)))
@@ -132,11 +138,11 @@ def test_one_example_and_batches_larger_than_the_source():
 def test_eval_batches_cover_everything_once(num_examples, processes):
     source, host_ops = small(num_examples), split_ops(("decode",))[0]
     parts = []
-    for k in range(processes):
-        with eval_batches(source, host_ops, batch_size=8, process_index=k, process_count=processes) as batches:
+    for rows in shares(processes):
+        with eval_batches(source, host_ops, batch_size=8, rows=rows) as batches:
             parts.append(list(batches))
     assert {len(p) for p in parts} == {-(-num_examples // 8)}
-    whole = joined(parts)
+    whole = joined(parts, shares(processes))
     assert whole[0].keys() == {"image", "label", "index", "mask"}
     assert {b["image"].shape for b in whole} == {(8, 8, 8, 3)}
     mask = np.concatenate([b["mask"] for b in whole])
@@ -224,8 +230,9 @@ def test_images_of_several_shapes(tmp_path):
     ("options", "said"),
     [
         ({"batch_size": 0}, "batch_size"),
-        ({"batch_size": 9, "process_count": 2}, "multiple of the 2 processes: given 9"),
-        ({"process_index": 2, "process_count": 2}, "process_index"),
+        ({"rows": (6, 7, 8)}, r"rows are some of the 8 of a batch, ascending: given \[6, 7, 8\]"),
+        ({"rows": (1, 0)}, "ascending"),
+        ({"rows": ()}, "rows"),
         ({"seed": -1}, "seed is not negative"),
         ({"start": -1}, "start is not negative"),
         ({"workers": -1}, "workers is not negative"),

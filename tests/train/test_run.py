@@ -58,6 +58,17 @@ def test_the_data_decide_the_models_shape():
     assert (r.total_steps, r.eval_every, r.save_every) == (135, 45, 68)
 
 
+@pytest.mark.parametrize(
+    ("device_batch", "accumulate", "wanted"),
+    [(0, 1, 1), (8, 1, 1), (4, 1, 1), (3, 1, 2), (1, 1, 4), (3, 4, 4), (0, 2, 2)],
+)
+def test_what_a_device_takes_at_once_decides_the_microbatches(device_batch, accumulate, wanted):
+    """32 examples on eight devices are four for each."""
+    given = config(optim__device_batch=device_batch, optim__accumulate=accumulate)
+    assert run.build(given, training=True).config.optim.accumulate == wanted
+    assert given.optim.accumulate == accumulate
+
+
 def test_sizes_of_training_and_evaluation_may_differ_where_the_model_takes_both():
     fields = {"data.ops": "('resize(24)', 'normalize')", "model.depths": (1, 1), "model.embed_dims": (8, 16)}
     r = run.build(config("digits_resnet.py", fields), training=True, evaluation=True)

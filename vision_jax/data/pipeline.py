@@ -2,7 +2,7 @@
 
 The stream of training examples is a function of position: position p lies in epoch p // N, where the epoch's shuffle
 says which example it is, and what the ops draw depends on (seed, epoch, index) alone. Batch s of the whole run holds
-positions s * batch_size onwards; process k of H owns the k-th of H equal runs of its rows. So the position in the data
+positions s * batch_size onwards; each process loads the rows of it that its devices hold. So the position in the data
 is one integer, the number of batches consumed, whatever the number of workers and processes before and after. With
 repeated augmentation (Hoffer et al., 2020, arXiv:1901.09335) an epoch shows a part of the examples, several times each.
 """
@@ -34,8 +34,7 @@ def train_batches(
     seed,
     start=0,
     workers=0,
-    process_index=0,
-    process_count=1,
+    rows=None,
     on_error="stop",
     repeats=1,
 ):
@@ -49,19 +48,19 @@ def train_batches(
       start: batches already consumed; costs the same at any value.
       workers: processes that decode; 0 decodes in threads of this one. A script that asks for workers needs
         `if __name__ == "__main__":`.
-      process_index, process_count: this process and how many share a batch; `batch_size` divides by the count.
+      rows: those of each batch that this process loads, ascending; all of them by default.
       on_error: "stop" raises at an image that cannot be read; "replace" puts another one in its place, always the same.
       repeats: how often in a row each example comes, put through the ops anew; an epoch is as long as with 1, so it
         holds the first 1 / repeats of its order (as DeiT's sampler has it, with 3).
 
     Returns:
       An iterator, to be closed with `.close()` or used in `with`, over {"image": uint8 [b, H, W, C], "label": int32
-      [b], "index": int64 [b] in the source, "replaced": bool [b]}, with b = batch_size / process_count.
+      [b], "index": int64 [b] in the source, "replaced": bool [b]}, with b = batch_size, or the number of `rows`.
 
     Raises:
       InputError: wrong arguments; while iterating, an image that cannot be read, by name, or images of several shapes.
     """
-    rows = _rows(source, batch_size, process_index, process_count)
+    rows = _rows(source, batch_size, rows)
     if on_error not in ON_ERROR:
         raise unknown("on_error", on_error, ON_ERROR)
     for name, value in (("seed", seed), ("start", start), ("workers", workers)):
@@ -76,13 +75,13 @@ def train_batches(
     return Batches(batches.batch(rows.each, batch_fn=_Collate(source))[start:], workers)
 
 
-def eval_batches(source, host_ops, *, batch_size, workers=0, process_index=0, process_count=1):
+def eval_batches(source, host_ops, *, batch_size, workers=0, rows=None):
     """Every example once, in order, in batches of one size; every process gets equally many.
 
     Arguments, errors and result are those of `train_batches`, with "mask" [b] bool in place of "replaced": False in the
     rows that fill the last batch up, which are copies of examples and must not count.
     """
-    rows = _rows(source, batch_size, process_index, process_count)
+    rows = _rows(source, batch_size, rows)
     if workers < 0:
         raise InputError(f"workers is not negative: given {workers}")
     steps = -(-len(source) // batch_size)
@@ -91,25 +90,26 @@ def eval_batches(source, host_ops, *, batch_size, workers=0, process_index=0, pr
     return Batches(batches.batch(rows.each, batch_fn=_Collate(source)), workers)
 
 
-def _rows(source, batch_size, process_index, process_count):
-    if batch_size < 1 or batch_size % process_count:
-        raise InputError(f"batch_size is a positive multiple of the {process_count} processes: given {batch_size}")
-    if not 0 <= process_index < process_count:
-        raise InputError(f"process_index lies below process_count {process_count}: given {process_index}")
+def _rows(source, batch_size, rows):
+    if batch_size < 1:
+        raise InputError(f"batch_size is at least 1: given {batch_size}")
+    rows = np.arange(batch_size) if rows is None else np.asarray(rows)
+    if not rows.size or rows.min() < 0 or rows.max() >= batch_size or (np.diff(rows) < 1).any():
+        raise InputError(f"rows are some of the {batch_size} of a batch, ascending: given {rows.tolist()}")
     if not len(source):
         raise InputError("the source is empty")
-    return _Rows(batch_size, batch_size // process_count, process_index)
+    return _Rows(batch_size, rows)
 
 
 class _Rows:
     """This process's n-th example -> its position in the stream of all processes."""
 
-    def __init__(self, batch_size, each, process_index):
-        self.batch_size, self.each, self.process_index = batch_size, each, process_index
+    def __init__(self, batch_size, rows):
+        self.batch_size, self.rows, self.each = batch_size, rows, len(rows)
 
     def __call__(self, n):
         step, row = divmod(n, self.each)
-        return step * self.batch_size + self.process_index * self.each + row
+        return step * self.batch_size + int(self.rows[row])
 
 
 class _Load:

@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from vision_jax.errors import InputError, unknown
+from vision_jax.parallel.processes import in_any
 from vision_jax.train import named_state, orbax_errors
 
 logger = logging.getLogger(__name__)
@@ -252,16 +253,12 @@ def _first_whole(load, directory, steps, step):
             raise
         except Exception as error:
             causes[candidate] = orbax_errors.one_line(error)
-        if _in_all_processes(candidate not in causes):
+        if not in_any(candidate in causes):
             return loaded, candidate, list(causes)
         causes.setdefault(candidate, "another process could not read it")
         logger.warning("checkpoint %d in %s cannot be read: %s", candidate, directory, causes[candidate])
     told = "; ".join(f"{candidate}: {cause}" for candidate, cause in causes.items())
     raise InputError(f"no checkpoint in {directory} can be read: {told}")
-
-
-def _in_all_processes(true_here):
-    return true_here if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(true_here)).all())
 
 
 def _metadata(path):

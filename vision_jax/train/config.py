@@ -65,6 +65,7 @@ def default_config():
         },
         "clip": 1.0,  # global norm of the gradient; 0: off
         "accumulate": 1,  # microbatches a step
+        "device_batch": 0,  # what a device takes at once, at most: accumulates more where it must; 0: as above
         "layer_decay": 1.0,  # factor of the learning rate from each group of layers to the one before it
         "no_decay": NO_DECAY,  # patterns of names without weight decay: biases, norms, tables
         "freeze": (),  # patterns of names that are not trained
@@ -226,6 +227,15 @@ def _tuples(value):
     if isinstance(value, dict):
         return {k: _tuples(v) for k, v in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def flat(config, prefix="config"):
+    """{"config.optim.lr": 0.001, ...}: every field by its whole name."""
+    out = {}
+    for key, value in config.items():
+        group = isinstance(value, ml_collections.ConfigDict)
+        out |= flat(value, f"{prefix}.{key}") if group else {f"{prefix}.{key}": value}
+    return out
 
 
 def differences(old, new, prefix=""):

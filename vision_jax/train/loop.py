@@ -14,10 +14,10 @@ import numpy as np
 from vision_jax.data import train_batches
 from vision_jax.errors import DivergedError, InputError
 from vision_jax.names import names
-from vision_jax.parallel.processes import to_global
-from vision_jax.parallel.sharding import batch_sharding
+from vision_jax.parallel.processes import agree, local_rows, place, share, to_global
+from vision_jax.parallel.sharding import batch_sharding, replicated
 from vision_jax.train.checkpoint import Checkpointer
-from vision_jax.train.config import differences, read_config, save_config
+from vision_jax.train.config import differences, flat, read_config, save_config
 from vision_jax.train.evaluate import evaluate
 from vision_jax.train.logs import MetricLog
 from vision_jax.train.overview import parameter_overview
@@ -34,7 +34,8 @@ def train(config, workdir):
     """Trains what the config describes, resuming from the newest checkpoint in the workdir.
 
     Leaves there: `config.json`, `checkpoints/`, `metrics.jsonl`, TensorBoard events, `predictions.png` and
-    `confusion.png`.
+    `confusion.png`. Several processes (`vision_jax.parallel.processes`) each call it with the same arguments; all of
+    them write the checkpoints, the first one the rest.
 
     Args:
       config: see `vision_jax.train.config`.
@@ -44,16 +45,21 @@ def train(config, workdir):
       The metrics of the last evaluation, or None if the run was told to stop (SIGTERM, SIGINT) and saved itself.
 
     Raises:
-      InputError: the config cannot be, or the workdir holds another run. Nothing has been written then.
+      InputError: the config cannot be, the workdir holds another run, or the processes differ. Nothing has been written
+        then.
       DivergedError: the loss is not finite.
     """
     workdir = pathlib.Path(workdir)
     with contextlib.ExitStack() as stack:
         stopped = stack.enter_context(_signals())
+        saved = sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal())
+        agree({"the list of saved steps": saved, **flat(config)})
         run = build(config, training=True, evaluation=True)
+        agree({"the number of images": len(run.train_source), **flat(run.resolved())})
+        share(workdir)
         stack.enter_context(jax.set_mesh(run.mesh))
-        frozen = frozen_variables(run)
-        begun = any(path.name.isdecimal() for path in (workdir / "checkpoints").glob("*"))
+        frozen = place(frozen_variables(run), replicated(run.mesh))
+        begun = bool(saved)
         state = None if begun else _initial_state(run)
         saver = stack.enter_context(_checkpointer(config.checkpoint, workdir))
         if begun:
@@ -76,8 +82,7 @@ def train(config, workdir):
             workers=config.data.workers,
             on_error=config.data.on_error,
             repeats=config.data.repeats,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=local_rows(config.data.batch_size, batch_sharding(run.mesh)),
         )
         stack.enter_context(batches)
         return _Loop(run, workdir, saver, log, batches, stopped, frozen).run_from(state)
@@ -152,6 +157,8 @@ class _Loop:
     def __init__(self, run, workdir, saver, log, batches, stopped, frozen):
         self.run, self.workdir, self.saver, self.log = run, workdir, saver, log
         self.batches, self.stopped, self.frozen = batches, stopped, frozen
+        # Several processes stop after the same step: what each was told goes through the step, and all learn of it
+        self.asked = stopped if jax.process_count() == 1 else []
         self.train_step, self.eval_step = run.train_step(), run.eval_step()
         self.place = batch_sharding(run.mesh)
         self.pending = None  # (step, metrics) of the last step, not looked at yet
@@ -166,11 +173,10 @@ class _Loop:
         self.since = (time.perf_counter(), first)
         metrics = {}
         for step in range(first + 1, total + 1):
-            if self.stopped:
+            if self.asked:
                 return self._stop(step - 1, state)
             self._profile_from(step)
-            batch = to_global({k: v for k, v in next(self.batches).items() if k != "index"}, self.place)
-            state, scalars = self.train_step(state, batch, self.frozen)
+            state, scalars = self.train_step(state, self._next_batch(), self.frozen)
             self._check_previous()  # one step behind, so that the device is never waited for
             self.pending = (step, scalars)
             last = step == total
@@ -192,6 +198,12 @@ class _Loop:
         self.saver.wait()
         return metrics
 
+    def _next_batch(self):
+        batch = {k: v for k, v in next(self.batches).items() if k != "index"}
+        if jax.process_count() > 1:
+            batch["stop"] = np.full(len(batch["label"]), bool(self.stopped))
+        return to_global(batch, self.place)
+
     def _stop(self, step, state):
         self._profile_until(step, state, last=True)
         self._check_previous()
@@ -206,6 +218,8 @@ class _Loop:
             return
         (step, metrics), self.pending = self.pending, None
         self.replaced += int(metrics.get("images_replaced", 0))
+        if metrics.pop("stop", False):
+            self.asked.append(step)
         loss, finite = float(metrics["loss"]), np.asarray(metrics["finite"])
         if np.isfinite(loss) and finite.all():
             return
@@ -236,6 +250,7 @@ class _Loop:
         began = time.perf_counter()
         sums = evaluate(self.run, self.eval_step, evaluated(state), () if last else self.stopped)
         if sums is None:
+            self.asked.append(step)
             return {}
         metrics = self.run.task.metrics(sums)
         if anew:

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from vision_jax.parallel.sharding import replicated
 from vision_jax.train import pictures
 from vision_jax.train.step import make_predict_step
 
@@ -10,7 +11,7 @@ SHOWN = 36
 
 
 def report(run, variables, sums, directory):
-    """Draws `predictions.png` and, for up to 1,000 classes, `confusion.png`.
+    """Draws `predictions.png` and, for up to 1,000 classes, `confusion.png`; of several processes, the first one does.
 
     Args:
       run: see `vision_jax.train.run`.
@@ -19,13 +20,15 @@ def report(run, variables, sums, directory):
       directory: where the pictures go.
 
     Returns:
-      {name: uint8 [H, W, 3]}.
+      {name: uint8 [H, W, 3]}, empty in other processes.
     """
     rng = np.random.default_rng(0)
     picked = np.sort(rng.permutation(len(run.eval_source))[:SHOWN])
     examples = [run.eval_ops[0](run.eval_source[int(i)], rng) for i in picked]
     images = np.stack([example["image"] for example in examples])
     probabilities = predict(run, variables, images)
+    if jax.process_index() != 0:
+        return {}
     chosen = probabilities.argmax(-1)
     labels, names = np.array([example["label"] for example in examples]), run.task.class_names
     path = directory / "predictions.png"
@@ -38,7 +41,7 @@ def report(run, variables, sums, directory):
 
 def predict(run, variables, images):
     """uint8 images [N, H, W, C] -> probabilities [N, num_classes], in batches of the evaluation's size at most."""
-    step = jax.jit(make_predict_step(run.static, run.task, run.eval_ops[1]))
+    step = jax.jit(make_predict_step(run.static, run.task, run.eval_ops[1]), out_shardings=replicated(run.mesh))
     size = run.config.eval.batch_size
     parts = [np.stack(images[i : i + size]) for i in range(0, len(images), size)]
     return np.concatenate([np.asarray(step(variables, part)) for part in parts])

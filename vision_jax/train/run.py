@@ -6,6 +6,7 @@ Training, evaluation, prediction and ahead-of-time compilation all start here, s
 import copy
 import dataclasses
 import functools
+import math
 import operator
 import types
 import typing
@@ -20,7 +21,7 @@ from vision_jax.data.decode import ImageError
 from vision_jax.data.pipeline import ON_ERROR, REPLACEMENTS
 from vision_jax.errors import InputError, unknown
 from vision_jax.functional import Static, apply, init, split
-from vision_jax.mesh import make_mesh
+from vision_jax.mesh import BATCH, make_mesh
 from vision_jax.parallel import sharding
 from vision_jax.tasks import make_task
 from vision_jax.train import optim, schedules, step
@@ -94,7 +95,7 @@ class Run:
             self.static, self.task, self.optimizer, self.train_ops[1], self.mesh, self.rules,
             seed=c.seed, accumulate=c.optim.accumulate, ema_decay=c.ema,
         )  # fmt: skip
-        return jax.jit(fn, donate_argnums=0, out_shardings=(places, None))
+        return jax.jit(fn, donate_argnums=0, out_shardings=(places, sharding.replicated(self.mesh)))
 
     def eval_step(self):
         """The jitted (variables, batch) -> sums."""
@@ -124,6 +125,7 @@ def build(config, *, training=False, evaluation=False, devices=None, open_source
     eval_host, eval_device = split_ops(config.eval.ops)
     train_source, train_ops, eval_source = None, (), None
     if training:
+        config = _accumulating(config, mesh)
         sharding.check_batch(config.data.batch_size, mesh, config.optim.accumulate)
         train_ops = split_ops(config.data.ops)
         train_source = open_source(config.data.source, config.data.split, **config.data.options)
@@ -166,7 +168,7 @@ def _check(config):
     ):
         if (value := operator.attrgetter(field)(config)) < 1:
             raise InputError(f"config.{field}={value}: at least 1 is wanted")
-    for field in ("seed", "data.workers"):
+    for field in ("seed", "data.workers", "optim.device_batch"):
         if (value := operator.attrgetter(field)(config)) < 0:
             raise InputError(f"config.{field}={value} is negative")
     if config.data.on_error not in ON_ERROR:
@@ -176,6 +178,18 @@ def _check(config):
     steps = config.profile_steps
     if steps and not (len(steps) == 2 and all(isinstance(s, int) for s in steps) and 1 <= steps[0] <= steps[1]):
         raise InputError(f"config.profile_steps={steps}: the first and the last step are wanted, as 10,15")
+
+
+def _accumulating(config, mesh):
+    """The config with `optim.device_batch` kept on this mesh: on fewer devices a batch takes more microbatches."""
+    examples = config.data.batch_size // math.prod(mesh.shape[axis] for axis in BATCH)
+    numbers = range(config.optim.accumulate, examples + 1) if config.optim.device_batch else ()
+    for number in numbers:
+        if examples % number == 0 and examples // number <= config.optim.device_batch:
+            config = copy.deepcopy(config)
+            config.optim.accumulate = number
+            break
+    return config
 
 
 def _image_shape(source, host_ops, tries=1):
@@ -263,7 +277,9 @@ def _add_training(run):
         warmup=run.steps(s.warmup, "optim.schedule.warmup"), cooldown=run.steps(s.cooldown, "optim.schedule.cooldown"),
     )  # fmt: skip
     groups = run.model.layer_groups()
-    fields = {key: value for key, value in c.optim.items() if key not in ("lr", "schedule", "accumulate")}
+    fields = {
+        key: value for key, value in c.optim.items() if key not in ("lr", "schedule", "accumulate", "device_batch")
+    }
     run.optimizer = optim.make_optimizer(
         fields, run.static.shapes["params"], schedule=run.schedule,
         layer_of=functools.partial(registry.layer_group, groups), num_layers=1 + max(group for _, group in groups),

@@ -54,7 +54,7 @@ def make_train_step(static, task, optimizer, device_ops, mesh, rules, *, seed, a
       ema_decay: decay of the average of the model, 0 for none.
 
     Metrics are the task's scalars, "grad_norm", and "finite", bool for each parameter in the tree's order:
-    of its gradient and its new value.
+    of its gradient and its new value. Where the batch says "replaced" or "stop" of its examples, so do they.
     """
 
     def loss_of(params, others, frozen, batch, key):
@@ -101,6 +101,8 @@ def make_train_step(static, task, optimizer, device_ops, mesh, rules, *, seed, a
         }
         if "replaced" in batch:
             metrics["images_replaced"] = batch["replaced"].sum()
+        if "stop" in batch:
+            metrics["stop"] = batch["stop"].any()
         return new, metrics
 
     return step

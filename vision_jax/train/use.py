@@ -10,7 +10,9 @@ import numpy as np
 
 from vision_jax.data.sources.folder import EXTENSIONS
 from vision_jax.errors import InputError
+from vision_jax.parallel.processes import agree
 from vision_jax.train import checkpoint, pictures
+from vision_jax.train.config import flat
 from vision_jax.train.evaluate import evaluate
 from vision_jax.train.report import predict, report
 from vision_jax.train.run import build
@@ -41,6 +43,7 @@ def evaluate_checkpoint(config, workdir, step=None):
     Returns:
       The metrics.
     """
+    agree({"--step": step, **flat(config)})
     run = build(config, evaluation=True)
     with jax.set_mesh(run.mesh):
         variables, step = _restored(run, workdir, step)
@@ -50,7 +53,7 @@ def evaluate_checkpoint(config, workdir, step=None):
             print(f"step {step}, {int(sums['count'])} images: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
             target = pathlib.Path(workdir) / f"eval_{step}.json"
             target.write_text(json.dumps({"step": step, "images": int(sums["count"]), **metrics}, indent=2) + "\n")
-            report(run, variables, sums, pathlib.Path(workdir))
+        report(run, variables, sums, pathlib.Path(workdir))
     return metrics
 
 

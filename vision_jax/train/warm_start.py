@@ -5,6 +5,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
+from vision_jax.parallel.processes import place
 from vision_jax.train import checkpoint
 from vision_jax.weights import load
 
@@ -33,6 +34,6 @@ def warm_start(state, path, run):
     """The initial state with the model's variables from `path`, but for a classifier of another number of classes."""
     variables = load_variables(run.static, path, head="skip", seed=run.config.seed)
     places = jax.tree.map(lambda s: s.sharding, run.with_shardings(run.static.shapes))
-    variables = jax.device_put(variables, places)
+    variables = place(variables, places)
     averages = {"ema": jax.tree.map(jnp.copy, variables)} if "ema" in state else {}
     return {**state, **variables, **averages}
