@@ -39,15 +39,11 @@ def start(coordinator=None, num_processes=None, process_id=None):
     Raises:
       InputError: they do not find each other.
     """
-    given = "and JAX finds them only on TPU VMs, SLURM and GKE: give --coordinator, --num_processes, --process_id"
+    how = "and JAX finds them only on TPU VMs, SLURM and GKE: give --coordinator, --num_processes, --process_id"
     if coordinator:
-        given = (
-            f"with --coordinator={coordinator}, --num_processes={num_processes}, --process_id={process_id}: are all "
-        )
-        given += (
-            "started, each with an id of its own, and does --coordinator name the first one's host and a free port?"
-        )
-    lost = f"the processes of the run have not found each other, {given}"
+        given = f"--coordinator={coordinator}, --num_processes={num_processes}, --process_id={process_id}"
+        how = f"with {given}: are all started, each with its own id, and is the first one's host and a free port named?"
+    lost = f"the processes of the run have not found each other, {how}"
     _LastWords.begin()
     _LastWords.say(lost)  # JAX ends a process that waits in vain
     try:
