@@ -34,8 +34,11 @@ def evaluate(run, eval_step, variables, stopped=()):
     )
     with jax.set_mesh(run.mesh), batches:
         for number, batch in enumerate(batches):
+            placed = to_global(batch, place)
+            # The next batch is loaded meanwhile. More steps in flight hold memory, and deadlock two processes on CPUs
+            jax.block_until_ready(total)
             if number % agreeing == 0 and in_any(bool(stopped)):
                 return None
-            sums = eval_step(variables, to_global(batch, place))
+            sums = eval_step(variables, placed)
             total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
     return jax.tree.map(np.asarray, total)
