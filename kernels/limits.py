@@ -23,13 +23,12 @@ def unequal(q, k, v, *others):
 
 
 def vmem():
-    """Bytes of VMEM that a step can take on the TPU that is traced for: all but what the compiler keeps."""
-    capacity = CPU_VMEM
-    if dispatch.device()[0] == "tpu":
-        from jax.experimental.pallas import tpu as pltpu  # here, because Pallas takes its time to import
+    """Bytes of VMEM of the TPU that is traced for, of which a step can take all."""
+    if dispatch.device()[0] != "tpu":
+        return CPU_VMEM
+    from jax.experimental.pallas import tpu as pltpu  # here, because Pallas takes its time to import
 
-        capacity = pltpu.get_tpu_info().vmem_capacity_bytes
-    return capacity // 32 * 31
+    return pltpu.get_tpu_info().vmem_capacity_bytes
 
 
 def step_vmem(needed=0):
