@@ -162,7 +162,10 @@ def test_wrong_recipes_are_told(tmp_path, body, says):
 def test_files_that_are_no_recipes(tmp_path):
     assert "no such file" in told(load_config, str(tmp_path / "none.py"))
     path = recipe(tmp_path, "pass")
-    assert "did you mean" in told(load_config, path.replace("recipe.py", "recipes.py"))
+    (tmp_path / "_recipes.py").touch()  # of what recipes share, and none itself
+    message = told(load_config, path.replace("recipe.py", "recipes.py"))
+    assert "did you mean" in message
+    assert "_recipes.py" not in message
     pathlib.Path(path).write_text("x = 1\n")
     assert "get_config" in told(load_config, path)
     pathlib.Path(path).write_text("def get_config(:\n")

@@ -48,8 +48,8 @@ def test_a_step_of_every_recipe_can_be_traced(file):
     with jax.set_mesh(run.mesh):
         given = state, compile_only.batch_shapes(run), run.task.frozen_shapes()
         new, metrics = jax.eval_shape(run.train_step(), *given)
-    shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)  # noqa: E731
-    assert shapes(new) == shapes(state)
+    before, after = (jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree) for tree in (state, new))
+    assert after == before
     assert metrics["loss"].shape == ()
 
 

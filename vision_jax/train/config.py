@@ -105,7 +105,7 @@ def load_config(spec, overrides=()):
     """
     path, _, arg = spec.partition(":")
     if not pathlib.Path(path).is_file():
-        near = sorted(pathlib.Path(path).parent.glob("*.py")) if pathlib.Path(path).parent.is_dir() else []
+        near = sorted(pathlib.Path(path).parent.glob("[!_]*.py")) if pathlib.Path(path).parent.is_dir() else []
         raise unknown("--config file", path, near) if near else InputError(f"--config={path}: there is no such file")
     module_spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
     module = importlib.util.module_from_spec(module_spec)
