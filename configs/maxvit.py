@@ -4,7 +4,7 @@
 
 | argument | topology | step at least | published top-1 |
 | --- | --- | --- | --- |
-| T | v5e:8x8 | not compiled yet | 83.6 % |
+| T | v5e:8x8 | 38.1 ms | 83.6 % |
 
 The numbers are those of maxvit/models/hp in github.com/google-research/maxvit.
 """
