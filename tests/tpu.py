@@ -6,6 +6,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from vision_jax.kernels import dispatch
 
+from vision_jax.mesh import make_mesh
 from vision_jax.parallel import topology
 
 GENERATIONS = {"v5e": "v5e:4x4", "v5p": "v5p:2x2x1", "v6e": "v6e:2x4"}
@@ -26,15 +27,15 @@ def in_turns(stages, everywhere=()):
     ]
 
 
-def compile_for(mesh, f, *shapes, specs=None):
-    """f(*shapes) compiled for the mesh; `specs`: how each is laid out, whole by default."""
+def compile_for(mesh, f, *shapes, specs=None, out=None):
+    """f(*shapes) compiled for the mesh; `specs`: how each is laid out, whole by default; `out`: how the result is."""
     specs = specs or [PartitionSpec()] * len(shapes)
     shapes = [
         jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=NamedSharding(mesh, spec))
         for s, spec in zip(shapes, specs, strict=True)
     ]
     with jax.set_mesh(mesh):
-        return jax.jit(f).lower(*shapes).compile()
+        return jax.jit(f, out_shardings=None if out is None else NamedSharding(mesh, out)).lower(*shapes).compile()
 
 
 def kernel_and_xla(attend, arrays, options):
@@ -65,6 +66,28 @@ def assert_close(ours, theirs, tolerance):
         assert one.dtype == other.dtype
         largest = max(1, np.abs(np.asarray(other)).max())
         np.testing.assert_allclose(one, other, atol=tolerance * largest, rtol=tolerance)
+
+
+def assert_as_near(attend, arrays, options, exact):
+    """The interpreted kernel's root mean square error at most 1.5 times that of the XLA path."""
+    with dispatch.interpreted():
+        outs = [np.asarray(attend(arrays, options, name), np.float64) for name in ("tpu", "xla")]
+    kernel, xla = (np.sqrt(np.mean((out - exact) ** 2)) for out in outs)
+    assert kernel < 1.5 * xla
+
+
+def assert_a_mesh_changes_nothing(attend, arrays, options):
+    """Gradients of the interpreted kernel on 2 x 2 x 2 devices, within 1e-4 of those on one."""
+
+    def total(arrays):
+        return (attend(arrays, options, "tpu") ** 2).sum()
+
+    with dispatch.interpreted():
+        expected = jax.jit(jax.grad(total))(arrays)
+        with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
+            gradients = jax.jit(jax.grad(total))(arrays)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
 def residuals(attend, arrays, options, implementation="tpu"):

@@ -11,7 +11,6 @@ from vision_jax.kernels import dispatch, explain, neighborhood_attention
 from vision_jax.kernels.neighborhood_attention import reference
 
 import tpu as pod
-from vision_jax.mesh import make_mesh
 
 pytestmark = pytest.mark.heavy
 
@@ -64,26 +63,12 @@ def test_bfloat16_is_as_near_as_the_xla_path():
     given = [np.asarray(a, np.float64) for a in arrays]
     pairs = dict(kernel_size=(5, 5), stride=(1, 1), dilation=(1, 1), is_causal=(False, False), border="shift")
     exact = reference.neighborhood_attention(*given[:3], bias=given[3], scale=32**-0.5, **pairs)[0]
-    with dispatch.interpreted():
-        error = [
-            np.sqrt(np.mean((np.asarray(attend(arrays, options, name), np.float64) - exact) ** 2))
-            for name in ("tpu", "xla")
-        ]
-    assert error[0] < 1.5 * error[1]
+    pod.assert_as_near(attend, arrays, options, exact)
 
 
 def test_a_mesh_splits_batch_and_heads():
     arrays, options = call(batch=4, size=(6, 8), heads=8, dilation=2)
-
-    def total(arrays):
-        return (attend(arrays, options, "tpu") ** 2).sum()
-
-    with dispatch.interpreted():
-        expected = jax.jit(jax.grad(total))(arrays)
-        with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
-            gradients = jax.jit(jax.grad(total))(arrays)
-    for ours, theirs in zip(gradients, expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-4)
+    pod.assert_a_mesh_changes_nothing(attend, arrays, options)
 
 
 def gradient(q, k, v, bias, **options):

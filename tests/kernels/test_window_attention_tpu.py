@@ -14,7 +14,6 @@ from vision_jax.kernels import dispatch, explain, window_attention
 from vision_jax.kernels.window_attention import reference
 
 import tpu as pod
-from vision_jax.mesh import make_mesh
 
 pytestmark = pytest.mark.heavy
 
@@ -70,27 +69,13 @@ def test_bfloat16_is_as_near_as_the_xla_path():
     given = [np.asarray(a, np.float64) for a in arrays]
     settings = {name: (value, value) if isinstance(value, int) else value for name, value in options.items()}
     exact = reference.window_attention(*given[:3], bias=given[3], scale=given[4], **settings)[0]
-    with dispatch.interpreted():
-        error = [
-            np.sqrt(np.mean((np.asarray(attend(arrays, options, name), np.float64) - exact) ** 2))
-            for name in ("tpu", "xla")
-        ]
-    assert error[0] < 1.5 * error[1]
+    pod.assert_as_near(attend, arrays, options, exact)
 
 
 def test_a_mesh_splits_batch_and_heads():
     """8 devices compute what one does; the only collective is the sum of the bias's gradient over the batch."""
     arrays, options = call(batch=4, size=(4, 4), heads=8, window=(4, 4), bias="all")
-
-    def total(arrays):
-        return (attend(arrays, options, "tpu") ** 2).sum()
-
-    with dispatch.interpreted():
-        expected = jax.grad(total)(arrays)
-        with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
-            gradients = jax.jit(jax.grad(total))(arrays)
-    for ours, theirs in zip(gradients, expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-4)
+    pod.assert_a_mesh_changes_nothing(attend, arrays, options)
 
 
 def shapes(batch, size, heads, head_dim, tokens, dtype):

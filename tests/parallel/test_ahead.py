@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import tpu as pod
@@ -16,10 +15,8 @@ BYTES = 4
 def program(name, sizes, f, *shapes, specs=None, out=None):
     """(program, mesh) of f compiled for a slice; arrays are float32."""
     mesh = pod.mesh(name, **sizes)
-    specs = specs or [P()] * len(shapes)
-    shapes = [jax.ShapeDtypeStruct(s, jnp.float32, sharding=NamedSharding(mesh, p)) for s, p in zip(shapes, specs)]  # noqa: B905
-    with jax.set_mesh(mesh):
-        compiled = jax.jit(f, out_shardings=None if out is None else NamedSharding(mesh, out)).lower(*shapes).compile()
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    compiled = pod.compile_for(mesh, f, *shapes, specs=specs, out=out)
     return hlo.parse(compiled.as_text()), mesh
 
 

@@ -86,16 +86,16 @@ def create_model(name, **kwargs):
     return getattr(authors(module), name)(**kwargs)
 
 
-def NAT(**kwargs):  # noqa: N802
+def NAT(**kwargs):  # noqa: N802 (the authors' name)
     """NAT and DiNAT of any size."""
     return authors("nat").NAT(**kwargs)
 
 
-def DiNAT_s(**kwargs):  # noqa: N802
+def DiNAT_s(**kwargs):  # noqa: N802 (the authors' name)
     """DiNAT-S of any size."""
     return authors("dinats").DiNAT_s(**kwargs)
 
 
-def NATIsotropic(**kwargs):  # noqa: N802
+def NATIsotropic(**kwargs):  # noqa: N802 (the authors' name)
     """An isotropic model of any size."""
     return authors("isotropic").NATIsotropic(**kwargs)

@@ -16,9 +16,10 @@ import shlex
 import sys
 
 from vision_jax.errors import InputError
-from vision_jax.tools.bench import kernels, machine, models, traffic
+from vision_jax.tools.bench import kernels, machine, model_tables, models, traffic
 
 COMMANDS = {"models": models, "kernels": kernels, "traffic": traffic}
+TABLES = {"models": model_tables.tables, "kernels": kernels.tables, "traffic": traffic.tables}
 
 
 def main(argv=None):
@@ -29,13 +30,12 @@ def main(argv=None):
         threads = machine.use_threads(args.threads)
         environment = {"command": shlex.join(["python", "-m", "vision_jax.tools.bench", *argv])}
         environment |= machine.describe(threads)
-        command = COMMANDS[args.command]
-        results = command.measure(args, threads, tell=lambda line: print(line, flush=True))
+        results = COMMANDS[args.command].measure(args, threads, tell=lambda line: print(line, flush=True))
         if args.json:
             text = json.dumps({"environment": environment, "results": results}, indent=1)
             pathlib.Path(args.json).write_text(text + "\n")
         if args.markdown:
-            lines = [f"- {what}: `{text}`" for what, text in environment.items()] + command.tables(results)
+            lines = [f"- {what}: `{text}`" for what, text in environment.items()] + TABLES[args.command](results)
             pathlib.Path(args.markdown).write_text("\n".join(lines) + "\n")
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

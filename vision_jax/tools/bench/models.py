@@ -5,7 +5,6 @@ import numpy as np
 
 from vision_jax.errors import InputError, unknown
 from vision_jax.registry import family_of, list_models, model_info
-from vision_jax.tools.bench.model_tables import tables  # noqa: F401 (a part of the subcommand)
 from vision_jax.tools.bench.ours import Ours
 from vision_jax.tools.bench.peers import PEERS
 from vision_jax.tools.bench.timing import CLOCKS, interleaved, speedup, spread
