@@ -24,6 +24,11 @@ def test_import_loads_the_standard_library_and_nothing_else(root):
     assert packages - sys.stdlib_module_names == {"vision_jax"}
 
 
+def test_operators_load_pallas_where_a_kernel_runs(root):
+    code = "import sys, vision_jax.kernels; sys.exit('jax.experimental.pallas' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+
+
 def test_public_names_load_on_first_use():
     assert vision_jax.InputError is errors.InputError
     assert set(vision_jax.__all__) <= set(dir(vision_jax))

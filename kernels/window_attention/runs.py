@@ -7,7 +7,6 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import pallas as pl
 from vision_jax.kernels.hopper import ALIGNED, COLUMNS, MULTIPROCESSORS, ROWS, SMEM
 from vision_jax.kernels.window_attention.fast_path import Call, beyond
 
@@ -84,6 +83,8 @@ class Runs(Call):
         Yields:
           (slots as a slice, index into `view`) of each piece.
         """
+        from jax.experimental import pallas as pl  # here, because it takes its time to import
+
         (H, W), (h, w), (dh, dw) = self.size, self.window, self.dilation
         left = window
         place = []
