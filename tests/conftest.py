@@ -1,5 +1,6 @@
 """What every test stands on: eight simulated CPU devices, cheap compiles, the `fast` marker."""
 
+import gc
 import importlib
 import os
 import pathlib
@@ -29,6 +30,9 @@ os.environ["XLA_FLAGS"] = " ".join(
 # cache directory, so that `pytest --cache-clear` empties it.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "d" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+# Tracing makes many small objects and few cycles: by default a third of the suite's time would go to looking for them.
+gc.set_threshold(10_000, 20, 100)
 
 # A first example compiles, so no deadline; the same examples every time, so that a failure is the change's.
 hypothesis.settings.register_profile("vision_jax", deadline=None, derandomize=True)

@@ -45,21 +45,42 @@ def test_every_model_has_its_count_told():
 @pytest.mark.heavy
 @pytest.mark.parametrize("name", list_models())
 def test_every_variant(name):
-    """Builds abstractly at its own size: count, logits, pyramid, batch of one, bfloat16."""
-    info, model = model_info(name), create_model(name, abstract=True)
+    """Builds abstractly at its own size: count, and the pyramid in bfloat16."""
+    info = model_info(name)
+    scanned = {"scan_blocks": True} if hasattr(info.config, "scan_blocks") else {}  # one body a stage is traced
+    model = create_model(name, abstract=True, dtype=jnp.bfloat16, **scanned)
     assert _count(model) == info.params
-    images = (1, *np.broadcast_to(info.config.img_size, 2).tolist(), info.config.in_chans)
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {np.dtype(np.float32)}
+    images = _images(info.config)
     maps = _shape(model, images, method="forward_features", pyramid=True)
     assert len(maps) == len(model.feature_info)
     for found, told in zip(maps, model.feature_info, strict=True):
-        assert (found.shape[0], found.shape[3], found.dtype) == (1, told.channels, jnp.float32)
+        assert (found.shape[0], found.shape[3], found.dtype) == (1, told.channels, jnp.bfloat16)
         for n, side in zip(found.shape[1:3], images[1:3], strict=True):  # strided convolutions round up, patches down
             assert n in (side // told.reduction, -(-side // told.reduction))
-    half = create_model(name, abstract=True, dtype=jnp.bfloat16)
-    logits = _shape(half, images)
-    width = info.config.num_classes or model.feature_info[-1].channels  # without a head, the pooled features
-    assert (logits.shape, logits.dtype) == ((1, width), jnp.bfloat16)
-    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(half))} == {np.dtype(np.float32)}
+
+
+# The smallest model of each class, with a classifier and without one
+HEADS = {
+    (info.model, info.config.num_classes > 0): name
+    for info, name in sorted(((model_info(name), name) for name in list_models()), key=lambda pair: -pair[0].params)
+}
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", HEADS.values())
+def test_every_head(name):
+    """Logits, or pooled features, in the dtype of the computation."""
+    info = model_info(name)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        model = create_model(name, abstract=True, dtype=dtype)
+        logits = _shape(model, _images(info.config))
+        width = info.config.num_classes or model.feature_info[-1].channels
+        assert (logits.shape, logits.dtype) == ((1, width), dtype)
+
+
+def _images(config):
+    return (1, *np.broadcast_to(config.img_size, 2).tolist(), config.in_chans)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ MOST_POSITIONS = 32  # likewise, output positions that the kernel's gradient tak
 DENSE = 32  # channels of the dense convolutions that groups are gathered in: below, products are too thin to be fast
 
 
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))  # traced once for the equal blocks of a stage
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def grouped_conv(x, kernel, stride, padding, dilation, groups):
     """A convolution of `groups` groups of channels that do not mix, differentiable in reverse.
@@ -49,7 +50,7 @@ def _backward(*args):
     return jax.lax.platform_dependent(x, kernel, dy, cpu=own.backward, default=xla.backward)
 
 
-grouped_conv.defvjp(_forward, _backward)
+grouped_conv.__wrapped__.defvjp(_forward, _backward)
 
 
 def _forms(stride, padding, dilation, groups, kernel_shape, shape):
