@@ -73,21 +73,25 @@ def table():
     families = sorted({family_of(name) for name in names})
     lines = [BEGIN, "", f"{len(names)} models of {len(families)} families.", ""]
     for family in families:
-        members = sorted(list_models(family=family), key=lambda name: model_info(name).params)
         title = importlib.import_module(f"vision_jax.models.{family}").__doc__.strip().splitlines()[0]
-        lines += [f"<details><summary><b>{title}</b>: {len(members)} models</summary>", ""]
-        lines += [
-            "| model | parameters, M | GMACs | input | weights | compared with |",
-            "| --- | ---: | ---: | ---: | ---: | --- |",
-        ]
-        for name in members:
-            info = model_info(name)
-            size = "x".join(map(str, pair(info.config.img_size)))
-            weights = len(info.tags) if info.default_tag else 0
-            reference = info.reference or "paper only"
-            lines.append(f"| {name} | {info.params / 1e6:.2f} | {info.gmacs:g} | {size} | {weights} | {reference} |")
+        count = len(list_models(family=family))
+        lines += [f"<details><summary><b>{title}</b>: {count} models</summary>", "", *family_table(family)]
         lines += ["", "</details>", ""]
     return "\n".join([*lines, END])
+
+
+def family_table(family):
+    """The lines of a family's table, as Markdown, the smallest model first."""
+    lines = [
+        "| model | parameters, M | GMACs | input | weights | compared with |",
+        "| --- | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for info in sorted(map(model_info, list_models(family=family)), key=lambda info: info.params):
+        size = "x".join(map(str, pair(info.config.img_size)))
+        weights = len(info.tags) if info.default_tag else 0
+        reference = info.reference or "paper only"
+        lines.append(f"| {info.name} | {info.params / 1e6:.2f} | {info.gmacs:g} | {size} | {weights} | {reference} |")
+    return lines
 
 
 def with_table(text):
