@@ -128,6 +128,10 @@ OTHERS = {
     "resnet": ("resnet18", dict(img_size=32, embed_dims=(8, 16), depths=(1, 1), num_classes=8)),
     "resnext": ("resnext50_32x4d", dict(img_size=32, embed_dims=(16, 32), depths=(1, 1), cardinality=4, num_classes=8)),
     "halonet": ("halonet26t", dict(img_size=32, act="silu", stem_dims=(16,), stages=HALONET, num_classes=8)),
+    "resnet_v2": (
+        "resnetv2_50x1_bit",
+        dict(img_size=32, stem_dim=16, embed_dims=(32, 64), depths=(1, 1), norm_groups=4, num_classes=8),
+    ),
     "convnext": ("convnext_atto", TWO),
     "convnextv2": ("convnextv2_atto", TWO),
     "inception_next": ("inception_next_atto", dict(TWO, embed_dims=(16, 32), mlp_ratios=(2, 2))),
