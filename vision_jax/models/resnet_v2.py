@@ -71,6 +71,8 @@ def _conv(c, din, dout, kernel_size, stride=1):
 
 
 def _norm(c, dim):
+    fits = c.norm not in ("group", "evo") or dim % c.norm_groups == 0
+    check(fits, f"norm_groups={c.norm_groups} does not divide {dim} channels")
     kinds = {
         "batch": BatchNorm,
         "group": functools.partial(GroupNorm, groups=c.norm_groups),
