@@ -28,7 +28,7 @@ def _attend(kind, c, s, br=0.5, **kwargs):
 CASES = {
     "halonet": Case(
         "lamhalobotnet50ts_256",
-        dict(stages=RESNET, stem_dims=(6, 8, 16), channel_attention="se", num_classes=7, img_size=(32, 48)),
+        dict(stages=RESNET, stem_dims=(6, 8, 16), inner_attention="se", num_classes=7, img_size=(32, 48)),
         "timm:lamhalobotnet50ts_256",
         dict(
             blocks=[
@@ -54,7 +54,7 @@ CASES = {
             stem_dims=(8,),
             stem_kernel=7,
             stem_pool=True,
-            channel_attention="eca",
+            inner_attention="eca",
             head_dim=16,
             num_classes=7,
             img_size=(24, 48),
@@ -76,6 +76,29 @@ CASES = {
             block_kwargs=dict(bottle_in=True, linear_out=True),
         ),
         size=(24, 48),
+        maker="references.halonet:network",
+    ),
+    "halonet_bat": Case(
+        "bat_resnext26ts",
+        dict(
+            stages=(Blocks(32, 1, (), None, 1, 0.5), Blocks(32, 1, (), None, 2, 1.0)),
+            stem_dims=(8,),
+            bat_size=2,
+            bat_drop_rate=0.0,
+            num_classes=7,
+            img_size=(16, 32),
+        ),
+        "timm:bat_resnext26ts",
+        dict(
+            blocks=[[dict(type="bottle", d=1, c=32, s=s, br=s / 2)] for s in (1, 2)],
+            img_size=(16, 32),
+            num_classes=7,
+            stem_chs=[8],
+            act_layer="silu",
+            attn_layer="bat",
+            attn_kwargs=dict(block_size=2),
+        ),
+        size=(16, 32),
         maker="references.halonet:network",
     ),
 }

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from vision_jax.layers.bilinear_attention import BilinearTransform
 from vision_jax.layers.efficient_channel_attention import EfficientChannelAttention
 from vision_jax.layers.global_attention import GlobalAttention
 from vision_jax.layers.halo_attention import HaloAttention
@@ -107,3 +108,25 @@ def test_efficient_channel_attention():
     for b, c in np.ndindex(2, 6):
         gate = 1 / (1 + np.exp(-(w["conv"] @ means[b, c : c + 3])))
         np.testing.assert_allclose(given[b, ..., c], X[b, ..., c] * gate, rtol=1e-12)
+
+
+def test_bilinear_transform():
+    """Every output as the sum over the blocks in its place, of two groups of channels, by both matrices."""
+    given, w = run(lambda: BilinearTransform(6, 2, 2, dtype=jnp.float64))
+
+    def layer(x, name):
+        y = x @ w[f"{name}.conv.kernel"] - w[f"{name}.bn.mean"]
+        return np.maximum(y / np.sqrt(w[f"{name}.bn.var"] + 1e-5) * w[f"{name}.bn.scale"] + w[f"{name}.bn.bias"], 0)
+
+    seen, mixed = layer(X, "conv1"), np.zeros_like(X)
+    for b, group in np.ndindex(2, 2):
+        rows = np.stack([seen[b, 2 * i : 2 * i + 2].max((0, 1)) for i in range(2)])
+        columns = np.stack([seen[b, :, 4 * i : 4 * i + 4].max((0, 1)) for i in range(2)])
+        p = np.einsum("ic,ico->o", rows, w["conv_p.kernel"][:, 0]) + w["conv_p.bias"]
+        q = np.einsum("ic,ico->o", columns, w["conv_q.kernel"][0]) + w["conv_q.bias"]
+        p, q = (1 / (1 + np.exp(-m.reshape(2, 2, 2)[group])) for m in (p, q))
+        p, q = p / p.sum(1, keepdims=True), q / q.sum(0, keepdims=True)
+        for y, x, i, j in np.ndindex(4, 8, 2, 2):
+            source = X[b, 2 * i + y % 2, 4 * j + x % 4, 3 * group : 3 * group + 3]
+            mixed[b, y, x, 3 * group : 3 * group + 3] += p[y // 2, i] * source * q[j, x // 4]
+    np.testing.assert_allclose(given, layer(mixed, "conv2"), rtol=1e-10)

@@ -4,7 +4,7 @@ HaloNet (Vaswani et al., 2021, arXiv:2103.12731) attends in blocks with a halo a
 convolution; BoTNet (Srinivas et al., 2021, arXiv:2101.11605) attends to the whole of the last, small maps;
 LambdaNetworks (Bello, 2021, arXiv:2102.08602) turn what surrounds a position into a linear function of its query. Their
 authors released no such networks. The reference is timm's: HaloNet-H1 by the paper, the others mixtures of the three
-with ResNet-T, RegNetZ, squeeze-and-excitation and ECA that were trained there.
+with ResNet-T, RegNetZ, squeeze-and-excitation, ECA and BAT that were trained there.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import jax
 from flax import nnx
 
 from vision_jax.functional import tap
+from vision_jax.layers.bilinear_attention import BilinearAttention
 from vision_jax.layers.channels import round_channels
 from vision_jax.layers.conv import pair
 from vision_jax.layers.conv_norm import ConvNorm
@@ -85,9 +86,10 @@ class HaloNetConfig(ModelConfig):
     """A residual network with self-attention.
 
     `stem_dims`: channels of the stem's convolutions, whose first strides; then a pool follows (`stem_pool`), or the
-    last strides too, if there are several. `channel_attention`: "se" with `se_ratio`, or "eca", after the 3x3
-    convolutions; None for none. `inverted`: as RegNetZ, blocks count their width from their input, end without an
-    activation and have no shortcut where shapes change. `head_dim`: channels of a last 1x1 convolution; 0 for none.
+    last strides too, if there are several. `inner_attention`, after the 3x3 convolutions: "se" with `se_ratio`, "eca",
+    or "bat" with `bat_size` blocks along an axis and the dropout `bat_drop_rate`; None for none. `inverted`: as
+    RegNetZ, blocks count their width from their input, end without an activation and have no shortcut where shapes
+    change. `head_dim`: channels of a last 1x1 convolution; 0 for none.
     """
 
     stages: tuple = ()
@@ -95,16 +97,18 @@ class HaloNetConfig(ModelConfig):
     stem_kernel: int = 3
     stem_pool: bool = True
     act: str = "relu"
-    channel_attention: str | None = None
+    inner_attention: str | None = None
     se_ratio: float = 1 / 16
+    bat_size: int = 8
+    bat_drop_rate: float = 0.2
     inverted: bool = False
     head_dim: int = 0
 
     def __post_init__(self):
         check(len(self.stages) > 0, "stages=(): at least one")
         check(self.act in ACTIVATIONS, f"act={self.act!r}: one of {tuple(ACTIVATIONS)}")
-        given = self.channel_attention
-        check(given in (None, "se", "eca"), f"channel_attention={given!r}: 'se', 'eca' or None")
+        given = self.inner_attention
+        check(given in (None, "se", "eca", "bat"), f"inner_attention={given!r}: 'se', 'eca', 'bat' or None")
         for i, stage in enumerate(self.rows):
             check(all(0 <= j < stage.depth for j in stage.attend), f"stages[{i}]: attend={stage.attend} of its blocks")
             check(not stage.attend or stage.mixer, f"stages[{i}]: attend={stage.attend} without a mixer")
@@ -159,7 +163,7 @@ class Residual(nnx.Module):
         else:
             groups = hidden // group_width if group_width else 1
             self.conv2_kxk = conv(hidden, hidden, 3, stride=stride, groups=groups, act=self.act)
-            self.attn = _channel_attention(c, hidden)
+            self.attn = _inner_attention(c, hidden)
         self.conv3_1x1 = conv(hidden, dout, scale_init=zeros if self.adds else ones)
 
     def __call__(self, x, train=None):
@@ -170,18 +174,21 @@ class Residual(nnx.Module):
             y = self.act(self.post_attn(y, train))
         else:
             y = self.conv2_kxk(y, train)
-            y = self.attn(y) if self.attn else y
+            if self.attn:
+                y = self.attn(y, train) if isinstance(self.attn, BilinearAttention) else self.attn(y)
         y = drop_path(self.conv3_1x1(y, train), train)
         if self.adds:
             y = y + (self.shortcut(x, train) if self.shortcut else x)
         return tap(self, "output", constrain_batch(y if self.ends_linear else self.act(y)))
 
 
-def _channel_attention(c, dim):
-    if c.channel_attention == "se":
+def _inner_attention(c, dim):
+    if c.inner_attention == "se":
         squeezed = round_channels(dim * c.se_ratio, limit=0)
         return SqueezeExcite(dim, squeezed, init=kaiming_normal, bias_init=zeros, dtype=c.dtype)
-    return EfficientChannelAttention(dim, dtype=c.dtype) if c.channel_attention else None
+    if c.inner_attention == "bat":
+        return BilinearAttention(dim, c.bat_size, drop=c.bat_drop_rate, dtype=c.dtype)
+    return EfficientChannelAttention(dim, dtype=c.dtype) if c.inner_attention else None
 
 
 class HaloNet(Model):
@@ -273,7 +280,7 @@ class HaloNet(Model):
 
 def _stages(*mixers, depths=(2, 2, 2, 2), attend=((), (), (1,), (0, 1)), dims=(256, 512, 1024, 2048), **fields):
     """A ResNet's stages; `mixers`: of the last ones, the same for all where one is given."""
-    mixers = (None,) * (4 - len(mixers)) + mixers if len(mixers) > 1 else mixers * 4
+    mixers = mixers * 4 if len(mixers) == 1 else (None,) * (4 - len(mixers)) + mixers
     rows = zip(dims, depths, attend, mixers, (1, 2, 2, 2), strict=True)
     return tuple(
         Blocks(dim, depth, at, mixer if at else None, stride, **fields) for dim, depth, at, mixer, stride in rows
@@ -302,8 +309,8 @@ _HALO, _BOTNET, _LAMBDA = "2103.12731", "2101.11605", "2102.08602"
 _halo, _lambda = Mixer("halo"), Mixer("lambda", 4, 16)
 _global = Mixer("global", 4)
 _silu = dict(act="silu")
-_33 = dict(_silu, stem_pool=False, channel_attention="se", head_dim=1280)
-_eca = dict(_silu, channel_attention="eca")
+_33 = dict(_silu, stem_pool=False, inner_attention="se", head_dim=1280)
+_eca = dict(_silu, inner_attention="eca")
 _H1 = zip((64, 128, 256, 512), (3, 3, 10, 3), (1, 2, 2, 2), strict=True)
 
 _register(
@@ -325,7 +332,7 @@ _regnet = zip((48, 96, 192, 288), (2, 6, 12, 2), ((), (), (3, 7, 11), (0, 1)), s
 _regnet_halo = Mixer("halo", key_ratio=0.33, window_size=7, halo=2)
 _register(
     "haloregnetz_b", 11_680_072, 1.97, _HALO, "ra3_in1k", crop_pct=0.94, img_size=224,
-    told=dict(mean=INCEPTION_MEAN, std=INCEPTION_STD), stem_dims=(32,), stem_pool=False, channel_attention="se",
+    told=dict(mean=INCEPTION_MEAN, std=INCEPTION_STD), stem_dims=(32,), stem_pool=False, inner_attention="se",
     se_ratio=0.25, inverted=True, head_dim=1536, **_silu,
     stages=tuple(Blocks(*row, _regnet_halo, ratio=3, group_width=16) for row in _regnet),
 )  # fmt: skip
@@ -354,4 +361,8 @@ _register(
 _register(
     "halo2botnet50ts_256", 22_635_360, 5.02, _HALO, "a1h_in1k",
     stages=_of_50(_halo, _halo, _global, attend=_every_other), **_mixed,
+)  # fmt: skip
+_register(
+    "bat_resnext26ts", 10_731_200, 2.53, "", "ch_in1k", crop_pct=0.9, stages=_stages(attend=((),) * 4, group_width=32),
+    inner_attention="bat", **_silu,
 )  # fmt: skip
