@@ -10,6 +10,7 @@ import numpy as np
 
 import golden
 from vision_jax.functional import split
+from vision_jax.models import halonet
 from vision_jax.models.inverted_residuals import Blocks
 from vision_jax.names import dotted
 from vision_jax.registry import create_model
@@ -118,9 +119,19 @@ ATTENTION = {
 SEPARABLE, MBCONV = (Blocks("separable", 1, 3, 1, 1, 16, 0.25),), (Blocks("mbconv", 1, 3, 2, 2, 16, 0.5),)
 FUSED = (Blocks("fused", 1, 3, 1, 2, 16, 0.25),)
 MOBILE = dict(img_size=32, stem_dim=16, head_dim=32, num_classes=8)
+HALONET = (
+    halonet.Blocks(16, 1, (0,), halonet.Mixer("halo", 4, window_size=4, halo=2), 1, 1.0),
+    halonet.Blocks(32, 1, (0,), halonet.Mixer("lambda", 4, 8, radius=3), 2, 1.0),
+    halonet.Blocks(32, 1, (0,), halonet.Mixer("global", 4), 2, 1.0),
+)
 OTHERS = {
     "resnet": ("resnet18", dict(img_size=32, embed_dims=(8, 16), depths=(1, 1), num_classes=8)),
     "resnext": ("resnext50_32x4d", dict(img_size=32, embed_dims=(16, 32), depths=(1, 1), cardinality=4, num_classes=8)),
+    "halonet": ("halonet26t", dict(img_size=32, act="silu", stem_dims=(16,), stages=HALONET, num_classes=8)),
+    "resnet_v2": (
+        "resnetv2_50x1_bit",
+        dict(img_size=32, stem_dim=16, embed_dims=(32, 64), depths=(1, 1), norm_groups=4, num_classes=8),
+    ),
     "convnext": ("convnext_atto", TWO),
     "convnextv2": ("convnextv2_atto", TWO),
     "inception_next": ("inception_next_atto", dict(TWO, embed_dims=(16, 32), mlp_ratios=(2, 2))),

@@ -71,14 +71,44 @@ def _linspace_on_host():
 
 @contextlib.contextmanager
 def _lookups_uncounted():
-    """MaxViT's biases are looked up by products with one-hot tables there: a hundredth of all; ours cost none."""
-    module = importlib.import_module("timm.layers.pos_embed_rel")
-    lookup = module.reindex_2d_einsum_lookup
-    module.reindex_2d_einsum_lookup = lambda table, h, w, *_: table.new_empty(len(table), h * w, h * w)
+    """MaxViT's biases are looked up by products with one-hot tables there: a hundredth of all; ours cost none.
+
+    BoTNet's and HaloNet's queries meet every relative position there, also those that no key has, and BAT's matrices
+    are those of a few blocks, blown up to the size of the map with zeros.
+    """
+    layers = [importlib.import_module(f"timm.layers.{name}") for name in ("bottleneck_attn", "halo_attn")]
+    tables = importlib.import_module("timm.layers.pos_embed_rel")
+    bat = importlib.import_module("timm.layers.non_local_attn").BilinearAttnTransform
+    places = [(module, "rel_logits_1d", _met) for module in layers]
+    places.append((tables, "reindex_2d_einsum_lookup", lambda t, h, w, *_: t.new_empty(len(t), h * w, h * w)))
+    places.append((bat, "forward", _mixed))
+    before = [(place, name, getattr(place, name)) for place, name, _ in places]
     try:
+        for place in places:
+            setattr(*place)
         yield
     finally:
-        module.reindex_2d_einsum_lookup = lookup
+        for place in before:
+            setattr(*place)
+
+
+def _mixed(self, x):
+    """As many products as BAT's matrices have elements, in place of its own forward pass."""
+    B, C, H, W = x.shape
+    n = self.block_size
+    pooled = torch.nn.functional.adaptive_max_pool2d(self.conv1(x), (n, 1))
+    matrices = [y.new_empty(C, n, n) for y in (self.conv_p(pooled), self.conv_q(pooled.mT))]
+    y = matrices[0] @ x.reshape(C, n, H * W // n)
+    y = y.reshape(C, H * W // n, n) @ matrices[1]
+    return self.conv2(y.reshape(B, C, H, W))
+
+
+def _met(q, table, permute_mask):
+    """As many products as there are keys along an axis, in the shape of the reference's."""
+    keys = (len(table) + 1) // 2
+    B, H, W, _ = q.shape
+    scores = (q @ table[:keys].T).reshape(B, H, 1, W, keys)
+    return scores.expand(-1, -1, keys, -1, -1).permute(permute_mask)
 
 
 if __name__ == "__main__":

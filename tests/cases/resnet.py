@@ -1,8 +1,14 @@
-"""ResNet against timm: both kinds of block, every stem and shortcut, groups, maps of odd sizes."""
+"""ResNet against timm: both kinds of block, every stem and shortcut, groups, maps of odd sizes.
+
+That with Batch-Channel Normalization is compared with the authors' imagenet/models of
+joe-siyuan-qiao/Batch-Channel-Normalization at commit 0244c3e9, in a module `official.resnet` that builds their network
+of fewer channels and groups and gives its maps. It drops no paths; ours as other ResNets do.
+"""
 
 from golden import Case
 
 _BASIC = dict(depths=(2, 1, 1, 1), embed_dims=(8, 16, 24, 32), num_classes=7)
+_BCN = dict(depths=(2,), embed_dims=(8,), stem_dim=8, norm_groups=4, num_classes=7)
 _BOTTLENECK = dict(depths=(1, 2, 1, 1), embed_dims=(8, 12, 16, 24), num_classes=7)
 
 
@@ -19,5 +25,14 @@ CASES = {
     "resnet_deep": _case("resnet50d", dict(_BOTTLENECK, deep_stem=(8, 8), stem_dim=16), (66, 90), dict(stem_width=8)),
     "resnext": _case(
         "resnext50_32x4d", dict(_BOTTLENECK, embed_dims=(16, 32, 32, 48), cardinality=4), (66, 90), dict(cardinality=4)
+    ),
+    "resnet_bcn": Case(
+        "resnet50_bcn_ws",
+        dict(_BCN, img_size=(34, 38)),
+        "official.resnet:resnet50_bcn_ws",
+        _BCN,
+        size=(34, 38),
+        drop_path=(0.3,),
+        names="timm",
     ),
 }

@@ -8,6 +8,7 @@ from vision_jax.layers.conv import Conv
 from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.patch import PatchEmbed
 from vision_jax.layers.pooling import max_pool
+from vision_jax.layers.standardized_conv import StandardizedConv
 
 
 def _slow_conv(x, kernel, bias, stride, padding, dilation, groups):
@@ -52,6 +53,21 @@ def test_conv(kernel_size, stride, padding, dilation, groups):
         np.testing.assert_allclose(
             got, _slow_conv(np.asarray(x), kernel, bias, stride, padding, dilation, groups), rtol=1e-11, atol=1e-11
         )
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_standardized_conv(unbiased):
+    """Equations 4 and 5 of arXiv:1903.10520, filter by filter."""
+    with jax.enable_x64(True):
+        options = dict(standard_epsilon=0.1, unbiased=unbiased, groups=2, dtype=jnp.float64)
+        layer, x = tiny.refilled(StandardizedConv(4, 6, 3, **options)), tiny.normal(2, 5, 4, 4, dtype=np.float64)
+        got, kernel = layer(x), np.array(layer.kernel[...])
+        for o in range(6):
+            w = kernel[..., o]
+            kernel[..., o] = (w - w.mean()) / np.sqrt(w.var(ddof=int(unbiased)) + 0.1)
+        expected = _slow_conv(np.asarray(x), kernel, np.asarray(layer.bias[...]), (1, 1), (1, 1), (1, 1), 2)
+    assert got.dtype == np.float64
+    np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e-11)
 
 
 def test_conv_draws_by_its_fans():

@@ -11,9 +11,11 @@ from vision_jax.weights.convert import dialects
 
 pytestmark = pytest.mark.parity
 
+CHAOTIC = ("halonet_h1",)  # so filled, the reference's own float32 is 9 % from its float64
 SMALLEST = {
     family: min(
-        manifests.load(family), key=lambda name: (vj.model_info(name).reference != "timm", vj.model_info(name).params)
+        sorted(manifests.load(family).keys() - CHAOTIC),
+        key=lambda name: (vj.model_info(name).reference != "timm", vj.model_info(name).params),
     )
     for family in manifests.families()
 }

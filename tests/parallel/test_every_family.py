@@ -54,6 +54,7 @@ NEAR = (
     "pvt",
     "pvt_v2, linear",
     "resnet",
+    "resnet_v2",
     "convnextv2",
     "identityformer",
     "inception_next",

@@ -52,7 +52,7 @@ class Conv(nnx.Module):
         self.bias = param((dout,), bias_init, fans) if bias else None
 
     def __call__(self, x):
-        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        x, kernel = x.astype(self.dtype), self.filters()
         if self.groups == 1:
             y = conv(x, kernel, self.stride, self.padding, self.dilation)
         else:
@@ -60,6 +60,10 @@ class Conv(nnx.Module):
             sizes = {"batch": [len(x)], "channels": [x.shape[-1]]} if self.split else {"batch": [len(x)]}
             y = over_mesh(self._grouped, (x, kernel), (maps, kernels), maps, split_axes(sizes))
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+    def filters(self):
+        """The kernel as it is applied."""
+        return self.kernel[...].astype(self.dtype)
 
     def _grouped(self, x, kernel):
         padding = self.padding

@@ -26,9 +26,14 @@ class GroupNorm(nnx.Module):
         self.bias = param((dim,), zeros) if bias else None
 
     def __call__(self, x):
-        shape, wide = x.shape, jnp.promote_types(self.dtype, jnp.float32)
-        x = x.astype(wide).reshape(shape[0], -1, self.groups, shape[-1] // self.groups)
-        x = x - x.mean((1, 3), keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.square(x).mean((1, 3), keepdims=True) + self.epsilon)
-        x = x.reshape(shape) * self.scale[...]
+        x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
+        x = group_normalised(x, self.groups, self.epsilon) * self.scale[...]
         return (x if self.bias is None else x + self.bias[...]).astype(self.dtype)
+
+
+def group_normalised(x, groups, epsilon):
+    """An example's pixels and a group's channels at mean 0 and variance 1 together, [B, ..., C] -> [B, ..., C]."""
+    shape = x.shape
+    x = x.reshape(shape[0], -1, groups, shape[-1] // groups)
+    x = x - x.mean((1, 3), keepdims=True)
+    return (x * jax.lax.rsqrt(jnp.square(x).mean((1, 3), keepdims=True) + epsilon)).reshape(shape)

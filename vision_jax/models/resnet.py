@@ -5,7 +5,8 @@ convolutions and whose shortcuts (D, T) pool before they project (Bag of Tricks:
 Wide ResNet, with wider bottlenecks (Zagoruyko & Komodakis, 2016, arXiv:1605.07146); and ResNeXt, with grouped ones (Xie
 et al., 2017, arXiv:1611.05431). Official repositories: KaimingHe/deep-residual-networks, facebookresearch/ResNeXt;
 compared here with timm's. As in the released torch and timm weights, a bottleneck strides in its 3x3 convolution
-("v1.5"), where the paper strides in the first 1x1.
+("v1.5"), where the paper strides in the first 1x1. The networks with Batch-Channel Normalization and standardised
+filters (Qiao et al., 2019, arXiv:1911.09738) are compared with joe-siyuan-qiao/Batch-Channel-Normalization.
 """
 
 import dataclasses
@@ -16,16 +17,20 @@ import jax
 from flax import nnx
 
 from vision_jax.functional import tap
+from vision_jax.layers.batch_channel_norm import BatchChannelNorm
 from vision_jax.layers.conv import Conv
 from vision_jax.layers.drop import drop_path, dropout, linear_rates
 from vision_jax.layers.linear import Linear
 from vision_jax.layers.norm import BatchNorm
 from vision_jax.layers.pooling import avg_pool, max_pool
 from vision_jax.layers.stack import Stack
+from vision_jax.layers.standardized_conv import StandardizedConv
 from vision_jax.mesh import constrain_batch
 from vision_jax.models.base import FeatureInfo, Model, ModelConfig, stage_groups
 from vision_jax.parameters import kaiming_normal, ones, torch_default, zeros
 from vision_jax.registry import INCEPTION_MEAN, INCEPTION_STD, check, register
+
+NORMS = ("batch", "batch_channel", "estimated")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +40,8 @@ class ResNetConfig(ModelConfig):
     `block`: "basic" (two 3x3) or "bottleneck" (1x1, 3x3, 1x1 to four times the channels). `deep_stem`: channels of the
     two 3x3 convolutions before a third to `stem_dim`, or () for one 7x7. `avg_down`: shortcuts stride by pooling.
     `cardinality` and `base_width`: groups of a bottleneck's 3x3 convolution, and the channels of each where embed_dims
-    is 64 (ResNeXt's C and d).
+    is 64 (ResNeXt's C and d). `norm`: "batch"; or "batch_channel", with standardised filters, and "estimated", the same
+    for batches too small to have statistics of their own: see `layers.batch_channel_norm`, which has `norm_groups`.
     """
 
     block: str = "basic"
@@ -47,8 +53,11 @@ class ResNetConfig(ModelConfig):
     cardinality: int = 1
     base_width: int = 64
     zero_init_last: bool = True
+    norm: str = "batch"
+    norm_groups: int = 32
 
     def __post_init__(self):
+        check(self.norm in NORMS, f"norm={self.norm!r}: one of {NORMS}")
         check(self.block in ("basic", "bottleneck"), f"block={self.block!r}: one of 'basic', 'bottleneck'")
         check(
             len(self.depths) == len(self.embed_dims),
@@ -65,24 +74,23 @@ class Residual(nnx.Module):
     """Convolutions, each with batch norm, beside a shortcut: [B, H, W, Cin] -> [B, H/stride, W/stride, Cout].
 
     Args:
+      c: the network's configuration.
       din, dout: channels in and out.
       layers: (kernel size, channels out, stride, groups) of each convolution.
-      avg_down: the shortcut strides by average pooling before its projection (ResNet-D), not in it.
-      zero_init_last: start the branch's last norm at zero, so that the block starts as its shortcut.
     """
 
-    def __init__(self, din, dout, layers, *, avg_down, zero_init_last, dtype):
+    def __init__(self, c, din, dout, layers):
         self.layers = len(layers)
         stride, width = 1, din
         for i, (kernel_size, channels, step, groups) in enumerate(layers, 1):
-            last = zero_init_last and i == len(layers)
-            setattr(self, f"conv{i}", _conv(width, channels, kernel_size, step, dtype, groups))
-            setattr(self, f"bn{i}", BatchNorm(channels, scale_init=zeros if last else ones, dtype=dtype))
+            last = c.zero_init_last and i == len(layers)
+            setattr(self, f"conv{i}", _conv(c, width, channels, kernel_size, step, groups))
+            setattr(self, f"bn{i}", _norm(c, channels, zeros if last else ones))
             stride, width = stride * step, channels
         shortcut = []
         if stride > 1 or din != dout:
-            pool = [_halve if stride > 1 else _keep] if avg_down else []
-            shortcut = [*pool, _conv(din, dout, 1, 1 if avg_down else stride, dtype), BatchNorm(dout, dtype=dtype)]
+            pool = [_halve if stride > 1 else _keep] if c.avg_down else []
+            shortcut = [*pool, _conv(c, din, dout, 1, 1 if c.avg_down else stride), _norm(c, dout)]
         self.downsample = nnx.List(shortcut)
 
     def __call__(self, x, train=None):
@@ -94,10 +102,21 @@ class Residual(nnx.Module):
         return tap(self, "output", constrain_batch(jax.nn.relu(x + drop_path(y, train))))
 
 
-def _conv(din, dout, kernel_size, stride, dtype, groups=1):
+def _conv(c, din, dout, kernel_size, stride, groups=1):
     # the references' fan is that of all output channels, also where they are grouped
     init = dataclasses.replace(kaiming_normal, scale=kaiming_normal.scale / groups)
-    return Conv(din, dout, kernel_size, stride=stride, groups=groups, bias=False, init=init, dtype=dtype)
+    how = dict(stride=stride, groups=groups, bias=False, init=init, dtype=c.dtype)
+    if c.norm == "batch":
+        return Conv(din, dout, kernel_size, **how)
+    return StandardizedConv(din, dout, kernel_size, standard_epsilon=1e-5, unbiased=True, **how)
+
+
+def _norm(c, dim, scale_init=ones):
+    if c.norm == "batch":
+        return BatchNorm(dim, scale_init=scale_init, dtype=c.dtype)
+    check(dim % c.norm_groups == 0, f"norm_groups={c.norm_groups} does not divide {dim} channels")
+    estimated = c.norm == "estimated"
+    return BatchChannelNorm(dim, c.norm_groups, estimated=estimated, scale_init=scale_init, dtype=c.dtype)
 
 
 def _halve(x):
@@ -111,7 +130,7 @@ def _keep(x):
 def _sequence(layers, x, train):
     """Runs layers and functions one after the other; their places in the list are their names in weight files."""
     for layer in layers:
-        x = layer(x, train) if isinstance(layer, BatchNorm) else layer(x)
+        x = layer(x, train) if isinstance(layer, BatchNorm | BatchChannelNorm) else layer(x)
     return x
 
 
@@ -124,8 +143,8 @@ class ResNet(Model):
 
     def __init__(self, config):
         c = self.config = config
-        self.conv1 = self._deep_stem(c) if c.deep_stem else _conv(c.in_chans, c.stem_dim, 7, 2, c.dtype)
-        self.bn1 = BatchNorm(c.stem_dim, dtype=c.dtype)
+        self.conv1 = self._deep_stem(c) if c.deep_stem else _conv(c, c.in_chans, c.stem_dim, 7, 2)
+        self.bn1 = _norm(c, c.stem_dim)
         stages, info, din = [], [FeatureInfo("act1", c.stem_dim, 2)], c.stem_dim
         for i, (dim, rates) in enumerate(zip(c.embed_dims, linear_rates(c.drop_path_rate, c.depths), strict=True)):
             dout, stride = dim * (4 if c.block == "bottleneck" else 1), 2 if i else 1
@@ -135,10 +154,7 @@ class ResNet(Model):
                 width = dim * c.base_width // 64 * c.cardinality
                 basic = ((3, dim, step, 1), (3, dim, 1, 1))
                 bottleneck = ((1, width, 1, 1), (3, width, step, c.cardinality), (1, dout, 1, 1))
-                return Residual(
-                    dout if index else din, dout, basic if c.block == "basic" else bottleneck,
-                    avg_down=c.avg_down, zero_init_last=c.zero_init_last, dtype=c.dtype,
-                )  # fmt: skip
+                return Residual(c, dout if index else din, dout, basic if c.block == "basic" else bottleneck)
 
             stages.append(Stack(block, rates, remat=c.remat))
             info.append(FeatureInfo(f"layer{i + 1}", dout, 4 * 2**i))
@@ -153,9 +169,9 @@ class ResNet(Model):
         layers, din = [], c.in_chans
         for dim in c.deep_stem:
             stride = 1 if layers else 2
-            layers += [_conv(din, dim, 3, stride, c.dtype), BatchNorm(dim, dtype=c.dtype), jax.nn.relu]
+            layers += [_conv(c, din, dim, 3, stride), _norm(c, dim), jax.nn.relu]
             din = dim
-        return nnx.List([*layers, _conv(din, c.stem_dim, 3, 1, c.dtype)])
+        return nnx.List([*layers, _conv(c, din, c.stem_dim, 3, 1)])
 
     def forward_features(self, images, train=None, pyramid=False, out_indices=None):
         """Images [B, H, W, C] -> map [B, H/32, W/32, C].
@@ -269,3 +285,18 @@ _resnext("resnext101_64x4d", 101, 64, 4, 83_455_272, 15.52, "c1 tv gluon")
 _resnext("resnext101_32x8d", 101, 32, 8, 88_791_336, 16.48, f"tv tv2 fb_wsl_ig1b_ft {_FB}")
 _resnext("resnext101_32x16d", 101, 32, 16, 194_026_792, 36.27, f"fb_wsl_ig1b_ft {_FB}")
 _resnext("resnext101_32x32d", 101, 32, 32, 468_530_472, 87.29, "fb_wsl_ig1b_ft")
+
+
+def _bcn(name, layers, file, params, gmacs, **fields):
+    register(
+        f"{name}_bcn_ws", ResNet,
+        ResNetConfig(block="bottleneck", depths=_BOTTLENECK[layers], norm="batch_channel", **fields),
+        params=params, gmacs=gmacs, paper="1911.09738", reference="joe-siyuan-qiao/Batch-Channel-Normalization",
+        licence="mit", interpolation="bilinear", hub="",
+        tags={"in1k": dict(url=f"https://cs.jhu.edu/~syqiao/BatchChannelNormalization/{file}_bcn_ws.pth")},
+    )  # fmt: skip
+
+
+_bcn("resnet50", 50, "rn50", 25_560_424, 4.11)
+_bcn("resnet101", 101, "rn101", 44_555_816, 7.83)
+_bcn("resnext50_32x4d", 50, "rx50", 25_032_296, 4.26, cardinality=32, base_width=4)

@@ -25,6 +25,8 @@ from vision_jax.mesh import BATCH, FSDP, TENSOR, constrain, fit
 from vision_jax.names import dotted, is_stacked, names
 
 RULES = (
+    # between the convolutions of a ResNet, which every device computes whole: so is its attention
+    (r"\bself_attn\.q?kv\.kernel$", "fsdp"),
     (r"\bq?kvo?\.(kernel|bias)$", "tensor:-2"),  # [C, parts, heads, head_dim]: the heads
     (r"\battn(_pool)?\.q\.(kernel|bias)$", "heads:-1"),  # [C, heads * head_dim]
     (r"\battn(_pool)?\.proj\.kernel$", "heads:-2"),

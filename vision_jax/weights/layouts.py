@@ -12,11 +12,15 @@ import numpy as np
 
 from vision_jax.layers.attention import KV, QKV, Attention, GatedQKV, HeadsFirstQKV, WideQKV
 from vision_jax.layers.attention_pool import AttentionPoolLatent
+from vision_jax.layers.batch_channel_norm import BatchChannelNorm
 from vision_jax.layers.conv import Conv
+from vision_jax.layers.efficient_channel_attention import EfficientChannelAttention
 from vision_jax.layers.glu import GLU
 from vision_jax.layers.group_norm import GroupNorm
+from vision_jax.layers.lambda_layer import LocalLambdas
 from vision_jax.layers.linear import Linear, PointwiseConv
 from vision_jax.layers.norm import BatchNorm, LayerNorm
+from vision_jax.layers.norm_act import EvoNorm, FilterResponseNorm
 from vision_jax.layers.response_norm import GlobalResponseNorm
 from vision_jax.layers.rms_norm import RMSNorm
 from vision_jax.layers.scale import MapLayerScale
@@ -71,6 +75,12 @@ TORCH = {
     RMSNorm: {"scale": Rule("weight")},
     GroupNorm: {"scale": Rule("weight")},
     GlobalResponseNorm: {"scale": Rule("weight")},
+    EvoNorm: {"scale": Rule("weight")},
+    FilterResponseNorm: {"scale": Rule("weight")},
+    BatchChannelNorm: {
+        "scale": Rule("weight", lambda a, _: a[None, :, None], lambda a, _: a.reshape(-1)),
+        "bias": Rule("bias", lambda a, _: a[None, :, None], lambda a, _: a.reshape(-1)),
+    },
     BatchNorm: {
         "scale": Rule("weight"),
         "mean": Rule("running_mean"),
@@ -79,6 +89,15 @@ TORCH = {
     QKV: _projections(3),
     KV: _projections(2),
     MapLayerScale: {"gamma": Rule("gamma", lambda a, _: a[None, :, None, None], lambda a, _: a.reshape(-1))},
+    # convolutions over the channels, and over the map alone, of three axes
+    EfficientChannelAttention: {"conv": Rule("conv.weight", lambda a, _: a[None, None], lambda a, _: a[0, 0])},
+    LocalLambdas: {
+        "kernel": Rule(
+            "weight",
+            lambda a, _: a.transpose(3, 2, 0, 1)[..., None],
+            lambda a, _: a[..., 0].transpose(2, 3, 1, 0),
+        )
+    },
     GatedQKV: {
         # ours [C, 4, heads, head_dim], there [4 * heads * head_dim, C, 1, 1]
         "kernel": Rule(
