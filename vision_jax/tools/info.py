@@ -32,7 +32,7 @@ def card(name):
         "",
         about,
         "",
-        f"paper         https://arxiv.org/abs/{info.paper}",
+        f"paper         {f'https://arxiv.org/abs/{info.paper}' if info.paper else 'not on arXiv'}",
         f"parameters    {params / 1e6:.2f} M",
         f"multiply-adds {cost.macs / 1e9:.2f} GMACs at {size} counted, {info.gmacs:g} published",
         f"activations   {cost.activations / 1e6:.2f} M",
