@@ -113,6 +113,7 @@ ATTENTION = {
         "twins_svt_small",
         dict(PVT, depths=(2,), embed_dims=(32,), num_heads=(4,), sr_ratios=(2,), mlp_ratios=(2,), window_size=4),
     ),
+    "cait": ("cait_xxs24_224", dict(VIT, class_depth=1)),
     "caformer": ("caformer_s18", dict(MIXERS, embed_dims=(32, 128), mixers=("conv", "attention"))),
 }
 SEPARABLE, MBCONV = (Blocks("separable", 1, 3, 1, 1, 16, 0.25),), (Blocks("mbconv", 1, 3, 2, 2, 16, 0.5),)
