@@ -119,6 +119,7 @@ ATTENTION = {
 SEPARABLE, MBCONV = (Blocks("separable", 1, 3, 1, 1, 16, 0.25),), (Blocks("mbconv", 1, 3, 2, 2, 16, 0.5),)
 FUSED = (Blocks("fused", 1, 3, 1, 2, 16, 0.25),)
 MOBILE = dict(img_size=32, stem_dim=16, head_dim=32, num_classes=8)
+PATCHES = dict(img_size=32, patch_size=8, embed_dim=32, depth=1, num_classes=8)
 OTHERS = {
     "resnet": ("resnet18", dict(img_size=32, embed_dims=(8, 16), depths=(1, 1), num_classes=8)),
     "resnext": ("resnext50_32x4d", dict(img_size=32, embed_dims=(16, 32), depths=(1, 1), cardinality=4, num_classes=8)),
@@ -156,7 +157,10 @@ OTHERS = {
     "efficientnetv2": ("tf_efficientnetv2_b0", dict(MOBILE, stages=(FUSED, MBCONV))),
     "mnasnet": ("mnasnet_small", dict(MOBILE, img_size=48, stages=(SEPARABLE, MBCONV))),
     "mobilenetv3": ("mobilenetv3_small_100", dict(MOBILE, stages=(SEPARABLE, MBCONV))),
-    "mlp_mixer": ("mixer_s16_224", dict(img_size=32, patch_size=8, embed_dim=32, depth=1, num_classes=8)),
+    "mlp_mixer": ("mixer_s16_224", PATCHES),
+    "gmixer": ("gmixer_12_224", PATCHES),
+    "resmlp": ("resmlp_12_224", PATCHES),
+    "gmlp": ("gmlp_ti16_224", PATCHES),
     "identityformer": ("identityformer_s12", dict(MIXERS, mixers=("identity",) * 2)),
     "randformer": ("randformer_s12", dict(MIXERS, mixers=("random",) * 2)),
     "poolformer": ("poolformer_s12", dict(MIXERS, mixers=("pool",) * 2)),

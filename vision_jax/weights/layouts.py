@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vision_jax.layers.affine import Affine
 from vision_jax.layers.attention import KV, QKV, Attention, GatedQKV, HeadsFirstQKV, WideQKV
 from vision_jax.layers.attention_pool import AttentionPoolLatent
 from vision_jax.layers.conv import Conv
@@ -78,6 +79,9 @@ TORCH = {
     },
     QKV: _projections(3),
     KV: _projections(2),
+    Affine: {
+        name: Rule(name, lambda a, _: a[None, None], lambda a, _: a.reshape(-1)) for name in ("alpha", "beta")
+    },
     MapLayerScale: {"gamma": Rule("gamma", lambda a, _: a[None, :, None, None], lambda a, _: a.reshape(-1))},
     GatedQKV: {
         # ours [C, 4, heads, head_dim], there [4 * heads * head_dim, C, 1, 1]
