@@ -114,6 +114,10 @@ ATTENTION = {
         dict(PVT, depths=(2,), embed_dims=(32,), num_heads=(4,), sr_ratios=(2,), mlp_ratios=(2,), window_size=4),
     ),
     "cait": ("cait_xxs24_224", dict(VIT, class_depth=1)),
+    "xcit": (
+        "xcit_tiny_12_p8_224",
+        dict(img_size=16, patch_size=8, embed_dim=32, depth=1, class_depth=1, num_heads=4, num_classes=8),
+    ),
     "caformer": ("caformer_s18", dict(MIXERS, embed_dims=(32, 128), mixers=("conv", "attention"))),
 }
 SEPARABLE, MBCONV = (Blocks("separable", 1, 3, 1, 1, 16, 0.25),), (Blocks("mbconv", 1, 3, 2, 2, 16, 0.5),)

@@ -305,3 +305,9 @@ def test_resnet_remat_changes_nothing():
     np.testing.assert_allclose(loss_remat, loss, rtol=1e-6)
     tiny.assert_close(state_remat, state)
     tiny.assert_close(grads_remat, grads, rtol=1e-5)
+
+
+def test_class_blocks_of_cait_are_not_dropped():
+    """The schedule's golden sees rates, not how many blocks have one that is the same for all."""
+    model = create_model("cait_xxs24_224", abstract=True, depth=3, drop_path_rate=0.2)
+    assert (model.blocks.rates, model.class_blocks.rates) == ((0.2,) * 3, (0.0,) * 2)
