@@ -118,6 +118,14 @@ ATTENTION = {
         "xcit_tiny_12_p8_224",
         dict(img_size=16, patch_size=8, embed_dim=32, depth=1, class_depth=1, num_heads=4, num_classes=8),
     ),
+    "pit": (
+        "pit_ti_distilled_224",
+        dict(img_size=16, patch_size=8, patch_stride=4, head_dim=8, depths=(1, 1), num_heads=(4, 4), num_classes=8),
+    ),
+    "visformer": (
+        "visformer_tiny",
+        dict(img_size=32, stem_dim=8, depths=(1, 1), embed_dims=(16, 32), num_heads=(0, 4), groups=4, num_classes=8),
+    ),
     "caformer": ("caformer_s18", dict(MIXERS, embed_dims=(32, 128), mixers=("conv", "attention"))),
 }
 SEPARABLE, MBCONV = (Blocks("separable", 1, 3, 1, 1, 16, 0.25),), (Blocks("mbconv", 1, 3, 2, 2, 16, 0.5),)
@@ -178,7 +186,9 @@ ALL_BUT_ZERO = (
 
 def all_but_zero(name, names):
     """Whether the gradient of a parameter is 0 but for rounding, given the names of all."""
-    return re.search(ALL_BUT_ZERO, name) or (name.endswith(".conv.bias") and f"{name[:-9]}bn.scale" in names)
+    # Visformer's patches: whatever comes next is normalised over the batch
+    patches = name.endswith(".downsample.bn.bias") and name.replace("bn.bias", "position.table") in names
+    return patches or re.search(ALL_BUT_ZERO, name) or (name.endswith(".conv.bias") and f"{name[:-9]}bn.scale" in names)
 
 
 # Queries that all windows share come from no projection: each device takes its heads, and gathers their gradient.

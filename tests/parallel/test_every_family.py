@@ -63,6 +63,8 @@ NEAR = (
     "nextvit",
     "cait",
     "xcit",
+    "pit",
+    "visformer",
     "gmixer",
     "resmlp",
     "efficientnetv2",

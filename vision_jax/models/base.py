@@ -118,6 +118,17 @@ class Model(nnx.Module):
             flat.append((path, own if kept else variable))
         return fill(nnx.merge(graphdef, nnx.from_flat_state(flat)), seed)
 
+    def two_heads(self, x, y, train=None):
+        """Logits of `head` for x and of `head_dist` for y, [B, C] each: a pair while training, their mean otherwise.
+
+        Without heads, the mean of the two.
+        """
+        if self.head:
+            x, y = self.head(x), self.head_dist(y)
+            if train:
+                return x, y
+        return (x + y) / 2
+
     def reparameterize(self):
         """A copy for deployment: the same values up to rounding, the batch norms merged into the layers beside them.
 

@@ -11,13 +11,14 @@ from typing import NamedTuple
 import numpy as np
 
 from vision_jax.layers.affine import Affine
-from vision_jax.layers.attention import KV, QKV, Attention, GatedQKV, HeadsFirstQKV, WideQKV
+from vision_jax.layers.attention import KV, QKV, Attention, ConvQKV, HeadsFirstQKV, WideQKV
 from vision_jax.layers.attention_pool import AttentionPoolLatent
 from vision_jax.layers.conv import Conv
 from vision_jax.layers.glu import GLU
 from vision_jax.layers.group_norm import GroupNorm
 from vision_jax.layers.linear import Linear, PointwiseConv
 from vision_jax.layers.norm import BatchNorm, LayerNorm
+from vision_jax.layers.position_map import PositionMap
 from vision_jax.layers.response_norm import GlobalResponseNorm
 from vision_jax.layers.rms_norm import RMSNorm
 from vision_jax.layers.scale import MapLayerScale
@@ -83,14 +84,17 @@ TORCH = {
         name: Rule(name, lambda a, _: a[None, None], lambda a, _: a.reshape(-1)) for name in ("alpha", "beta")
     },
     MapLayerScale: {"gamma": Rule("gamma", lambda a, _: a[None, :, None, None], lambda a, _: a.reshape(-1))},
-    GatedQKV: {
-        # ours [C, 4, heads, head_dim], there [4 * heads * head_dim, C, 1, 1]
+    ConvQKV: {
+        # ours [C, parts, heads, head_dim], there [parts * heads * head_dim, C, 1, 1]
         "kernel": Rule(
             "weight",
             lambda a, _: a.transpose(1, 2, 3, 0).reshape(-1, a.shape[0], 1, 1),
-            lambda a, m: a.reshape(4, *_heads(m), -1).transpose(3, 0, 1, 2),
+            lambda a, m: a.reshape(m.parts, *_heads(m), -1).transpose(3, 0, 1, 2),
         ),
-        "bias": Rule("bias", lambda a, _: a.reshape(-1), lambda a, m: a.reshape(4, *_heads(m))),
+        "bias": Rule("bias", lambda a, _: a.reshape(-1), lambda a, m: a.reshape(m.parts, *_heads(m))),
+    },
+    PositionMap: {
+        "table": Rule("table", lambda a, _: a.transpose(0, 3, 1, 2), lambda a, _: a.transpose(0, 2, 3, 1)),
     },
     GLU: {
         # ours [C, 2, hidden], there [2, hidden, C]
