@@ -63,6 +63,7 @@ NEAR = (
     "nextvit",
     "cait",
     "xcit",
+    "focalnet",
     "pit",
     "visformer",
     "gmixer",
