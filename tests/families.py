@@ -126,6 +126,10 @@ ATTENTION = {
         "visformer_tiny",
         dict(img_size=32, stem_dim=8, depths=(1, 1), embed_dims=(16, 32), num_heads=(0, 4), groups=4, num_classes=8),
     ),
+    "hiera": (
+        "hiera_tiny_224",
+        dict(img_size=32, embed_dim=32, num_heads=4, depths=(1, 1), local=(True, False), mlp_ratio=2.0, num_classes=8),
+    ),
     "caformer": ("caformer_s18", dict(MIXERS, embed_dims=(32, 128), mixers=("conv", "attention"))),
 }
 SEPARABLE, MBCONV = (Blocks("separable", 1, 3, 1, 1, 16, 0.25),), (Blocks("mbconv", 1, 3, 2, 2, 16, 0.5),)

@@ -63,6 +63,7 @@ NEAR = (
     "nextvit",
     "cait",
     "xcit",
+    "hiera",
     "focalnet",
     "pit",
     "visformer",
