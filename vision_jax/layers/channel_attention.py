@@ -23,7 +23,7 @@ class ChannelAttention(nnx.Module):
       order: which part of the projection holds the queries, the keys and the values.
       scale_by_tokens: scale the scores by (H W) ** -0.5, not by (C / groups) ** -0.5.
       cosine: scores are cosines between channels times a learned factor a group (XCiT's cross-covariance attention:
-        El-Nouby et al., 2021, arXiv:2106.09681, equation 3).
+        El-Nouby et al., 2021, arXiv:2106.09681, section 3.2).
       dtype: dtype of the computation; the softmax is at least float32.
     """
 

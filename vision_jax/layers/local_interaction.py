@@ -12,7 +12,7 @@ from vision_jax.parameters import trunc_normal, zeros
 class LocalInteraction(nnx.Module):
     """Two depthwise convolutions, GELU and a batch norm between them, [B, H, W, C] -> [B, H, W, C].
 
-    XCiT's local patch interaction (El-Nouby et al., 2021, arXiv:2106.09681, section 3.2).
+    XCiT's local patch interaction (El-Nouby et al., 2021, arXiv:2106.09681, section 3.3).
 
     Args:
       dim: channels.

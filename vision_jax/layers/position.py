@@ -28,7 +28,7 @@ def fourier_2d(height, width, features, temperature=10_000.0):
     """Fixed sines and cosines of a grid, [height, width, 2 features]: the row's, then the column's (XCiT's code).
 
     An axis runs over one period from just above 0, whatever its length; sine and cosine take turns, at features / 2
-    frequencies that fall geometrically (arXiv:2106.09681, section 4).
+    frequencies that fall geometrically (arXiv:2106.09681).
     """
     periods = temperature ** (2 * (np.arange(features) // 2) / features)
     axes = []

@@ -53,7 +53,7 @@ class FocalNetConfig(ModelConfig):
 
 
 class FocalModulation(nnx.Module):
-    """q(x) * h(sum of gate_l(x) context_l(x)), [B, H, W, C] -> [B, H, W, C] (equations 3 to 7).
+    """q(x) * h(sum of gate_l(x) context_l(x)), [B, H, W, C] -> [B, H, W, C].
 
     Args:
       dim: channels.

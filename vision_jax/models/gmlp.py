@@ -46,7 +46,7 @@ class GMLPConfig(ModelConfig):
 
 
 class SpatialGate(nnx.Module):
-    """u * (W norm(v) + b), W across the tokens: two of [B, N, C] -> [B, N, C] (section 2.1, equation 3)."""
+    """u * (W norm(v) + b), W across the tokens: two of [B, N, C] -> [B, N, C] (section 2.1)."""
 
     def __init__(self, dim, tokens, *, dtype):
         self.norm = LayerNorm(dim, epsilon=1e-5, dtype=dtype)
@@ -57,7 +57,7 @@ class SpatialGate(nnx.Module):
 
 
 class GatedMlp(nnx.Module):
-    """An MLP with a spatial gate in its middle, [B, N, C] -> [B, N, C] (equation 1)."""
+    """An MLP with a spatial gate in its middle, [B, N, C] -> [B, N, C] (section 2)."""
 
     def __init__(self, dim, half, tokens, *, drop, dtype):
         init = dict(init=xavier_uniform, bias_init=_NEAR_ZERO, dtype=dtype)

@@ -61,7 +61,7 @@ class PiTConfig(ModelConfig):
 
 
 class Pool(nnx.Module):
-    """The way down: map [B, H, W, din] and tokens [B, T, din] -> [B, H/2, W/2, dout] and [B, T, dout] (figure 3)."""
+    """The way down: map [B, H, W, din] and tokens [B, T, din] -> [B, H/2, W/2, dout] and [B, T, dout]."""
 
     def __init__(self, din, dout, *, dtype):
         self.conv = Conv(din, dout, 3, stride=2, groups=din, **_INIT, dtype=dtype)
