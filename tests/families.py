@@ -114,6 +114,23 @@ ATTENTION = {
         "twins_svt_small",
         dict(PVT, depths=(2,), embed_dims=(32,), num_heads=(4,), sr_ratios=(2,), mlp_ratios=(2,), window_size=4),
     ),
+    "cait": ("cait_xxs24_224", dict(VIT, class_depth=1)),
+    "xcit": (
+        "xcit_tiny_12_p8_224",
+        dict(img_size=16, patch_size=8, embed_dim=32, depth=1, class_depth=1, num_heads=4, num_classes=8),
+    ),
+    "pit": (
+        "pit_ti_distilled_224",
+        dict(img_size=16, patch_size=8, patch_stride=4, head_dim=8, depths=(1, 1), num_heads=(4, 4), num_classes=8),
+    ),
+    "visformer": (
+        "visformer_tiny",
+        dict(img_size=32, stem_dim=8, depths=(1, 1), embed_dims=(16, 32), num_heads=(0, 4), groups=4, num_classes=8),
+    ),
+    "hiera": (
+        "hiera_tiny_224",
+        dict(img_size=32, embed_dim=32, num_heads=4, depths=(1, 1), local=(True, False), mlp_ratio=2.0, num_classes=8),
+    ),
     "caformer": ("caformer_s18", dict(MIXERS, embed_dims=(32, 128), mixers=("conv", "attention"))),
 }
 SEPARABLE, MBCONV = (Blocks("separable", 1, 3, 1, 1, 16, 0.25),), (Blocks("mbconv", 1, 3, 2, 2, 16, 0.5),)
@@ -124,6 +141,7 @@ HALONET = (
     halonet.Blocks(32, 1, (0,), halonet.Mixer("lambda", 4, 8, radius=3), 2, 1.0),
     halonet.Blocks(32, 1, (0,), halonet.Mixer("global", 4), 2, 1.0),
 )
+PATCHES = dict(img_size=32, patch_size=8, embed_dim=32, depth=1, num_classes=8)
 OTHERS = {
     "resnet": ("resnet18", dict(img_size=32, embed_dims=(8, 16), depths=(1, 1), num_classes=8)),
     "resnext": ("resnext50_32x4d", dict(img_size=32, embed_dims=(16, 32), depths=(1, 1), cardinality=4, num_classes=8)),
@@ -160,13 +178,17 @@ OTHERS = {
             num_classes=8,
         ),
     ),
+    "focalnet": ("focalnet_tiny_srf", dict(img_size=32, embed_dim=16, depths=(1, 1), num_classes=8)),
     "gfnet": ("gfnet_ti", dict(img_size=16, patch_size=4, depths=(1,), embed_dims=(32,), num_classes=8)),
     "mambaout": ("mambaout_femto", TWO),
     "efficientnet": ("efficientnet_b0", dict(MOBILE, stages=(SEPARABLE, MBCONV))),
     "efficientnetv2": ("tf_efficientnetv2_b0", dict(MOBILE, stages=(FUSED, MBCONV))),
     "mnasnet": ("mnasnet_small", dict(MOBILE, img_size=48, stages=(SEPARABLE, MBCONV))),
     "mobilenetv3": ("mobilenetv3_small_100", dict(MOBILE, stages=(SEPARABLE, MBCONV))),
-    "mlp_mixer": ("mixer_s16_224", dict(img_size=32, patch_size=8, embed_dim=32, depth=1, num_classes=8)),
+    "mlp_mixer": ("mixer_s16_224", PATCHES),
+    "gmixer": ("gmixer_12_224", PATCHES),
+    "resmlp": ("resmlp_12_224", PATCHES),
+    "gmlp": ("gmlp_ti16_224", PATCHES),
     "identityformer": ("identityformer_s12", dict(MIXERS, mixers=("identity",) * 2)),
     "randformer": ("randformer_s12", dict(MIXERS, mixers=("random",) * 2)),
     "poolformer": ("poolformer_s12", dict(MIXERS, mixers=("pool",) * 2)),
@@ -180,7 +202,9 @@ ALL_BUT_ZERO = (
 
 def all_but_zero(name, names):
     """Whether the gradient of a parameter is 0 but for rounding, given the names of all."""
-    return re.search(ALL_BUT_ZERO, name) or (name.endswith(".conv.bias") and f"{name[:-9]}bn.scale" in names)
+    # Visformer's patches: whatever comes next is normalised over the batch
+    patches = name.endswith(".downsample.bn.bias") and name.replace("bn.bias", "position.table") in names
+    return patches or re.search(ALL_BUT_ZERO, name) or (name.endswith(".conv.bias") and f"{name[:-9]}bn.scale" in names)
 
 
 # Queries that all windows share come from no projection: each device takes its heads, and gathers their gradient.

@@ -74,15 +74,26 @@ def set_statistics(model, images):
 
 
 def cast(model, dtype):
-    """The model in another dtype. Derived buffers that a reference computes in float32 are then computed in float64."""
-    model = model.to(dtype)
+    """The model in another dtype. What a reference derives in float32, buffers and positions, is then in float64."""
+    model, narrow = model.to(dtype), torch.float32
+
+    def widen(*_):
+        torch.float32 = torch.float64
+
+    def restore(*_):
+        torch.float32 = narrow
+
     if dtype == torch.float64:
-        narrow, torch.float32 = torch.float32, torch.float64
+        widen()
         try:
             for module in model.modules():
                 getattr(module, "_init_buffers", lambda: None)()
         finally:
-            torch.float32 = narrow
+            restore()
+        for module in model.modules():
+            if type(module).__name__ == "PositionalEncodingFourier":
+                module.register_forward_pre_hook(widen)
+                module.register_forward_hook(restore)
     return model
 
 
@@ -178,7 +189,7 @@ def modules_said(model):
             pairs = {key: list(getattr(module, key)) for key in ("kernel_size", "stride", "dilation")}
             padding = module.padding if isinstance(module.padding, str) else list(module.padding)
             said[name] = {**pairs, "padding": padding, "groups": module.groups}
-        elif hasattr(module, "eps"):
+        elif hasattr(module, "eps") and any(True for _ in module.parameters(recurse=False)):
             said[name] = {"epsilon": module.eps}
             if hasattr(module, "momentum"):
                 said[name]["momentum"] = module.momentum

@@ -13,7 +13,7 @@ from flax import nnx
 import golden
 import vision_jax as vj
 from golden_cases import CASES, filled
-from vision_jax.layers.attention import GatedQKV
+from vision_jax.layers.attention import ConvQKV
 from vision_jax.layers.conv import Conv
 from vision_jax.layers.linear import PointwiseConv
 from vision_jax.layers.stack import Stack
@@ -169,7 +169,7 @@ def test_layers_are_built_as_the_reference_says(key):
             said[name] = {"stride": list(module.stride), "dilation": list(module.dilation), "groups": module.groups}
             same = module.padding == "SAME"  # timm pads itself, but where the padding is symmetric at any size
             said[name]["padding"] = [0, 0] if same else [low for low, _ in module.padding]
-        elif isinstance(module, (PointwiseConv, GatedQKV)):
+        elif isinstance(module, (PointwiseConv, ConvQKV)):
             said[name] = {"stride": [1, 1], "dilation": [1, 1], "groups": 1, "padding": [0, 0]}
         elif hasattr(module, "epsilon"):
             said[name] = {key: getattr(module, key) for key in ("epsilon", "momentum") if hasattr(module, key)}

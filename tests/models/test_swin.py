@@ -46,6 +46,7 @@ def test_misuse_is_told():
         (dict(depths=(1, 1)), "differ in length"),
         (dict(num_heads=(5, 6, 12, 24)), "5 does not divide 96, stage 0's channels"),
         (dict(img_size=226), "the nearest is 224$"),
+        (dict(window_sizes=(7, 14)), "window_sizes=.7, 14. differ in length"),
         (dict(pretrained_window_sizes=(12,)), "one for each of the 4 stages"),
     ):
         with pytest.raises(InputError, match=said):

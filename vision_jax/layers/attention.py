@@ -51,13 +51,17 @@ class HeadsFirstQKV(QKV):
     """The same; weight files of the reference hold each head's query, key and value together."""
 
 
+class ConvQKV(QKV):
+    """The same; weight files of the reference hold a 1x1 convolution."""
+
+
 class KV(QKV):
     """Keys and values, where the queries come from other tokens: [..., C] -> two [..., heads, head_dim]."""
 
     parts = 2
 
 
-class GatedQKV(QKV):
+class GatedQKV(ConvQKV):
     """Queries, keys, values and a gate, [..., C] -> four [..., heads, head_dim].
 
     Weight files of the reference hold a 1x1 convolution.
@@ -91,7 +95,7 @@ class WideQKV(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Self-attention, [B, N, C] -> [B, N, C].
+    """Self-attention of tokens or pixels, [B, ..., C] -> [B, ..., C].
 
     Args:
       dim: channels.
@@ -100,21 +104,22 @@ class Attention(nnx.Module):
       proj_bias: whether the projection of the result has a bias.
       qk_norm: a norm `(head_dim) -> module` on queries and keys, or None.
       attn_drop, proj_drop: dropout of the attention weights and of the result.
+      qkv, linear: what makes the projections, a `QKV` and a `Linear`.
       dtype: dtype of the computation; the softmax is at least float32.
     """
 
     def __init__(
-        self, dim, num_heads, *, qkv_bias=True, proj_bias=True, qk_norm=None, attn_drop=0.0, proj_drop=0.0,
-        dtype=jnp.float32,
+        self, dim, num_heads, *, qkv_bias=True, proj_bias=True, qk_norm=None, attn_drop=0.0, proj_drop=0.0, qkv=QKV,
+        linear=Linear, dtype=jnp.float32,
     ):  # fmt: skip
         self.attn_drop, self.proj_drop = attn_drop, proj_drop
         head_dim = dim // num_heads
-        self.qkv = QKV(dim, num_heads, head_dim, bias=qkv_bias, dtype=dtype)
+        self.qkv = qkv(dim, num_heads, head_dim, bias=qkv_bias, dtype=dtype)
         self.q_norm, self.k_norm = (qk_norm(head_dim), qk_norm(head_dim)) if qk_norm else (None, None)
-        self.proj = Linear(dim, dim, bias=proj_bias, dtype=dtype)
+        self.proj = linear(dim, dim, bias=proj_bias, dtype=dtype)
 
     def __call__(self, x, train=None):
-        q, k, v = self.qkv(x)
+        q, k, v = self.qkv(x.reshape(x.shape[0], -1, x.shape[-1]))
         if self.q_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         probabilities = tap(self, "probabilities", attention_probabilities(q, k))

@@ -4,6 +4,7 @@ from flax import nnx
 
 from vision_jax.functional import tap
 from vision_jax.layers.drop import drop_path
+from vision_jax.layers.norm import normalise
 from vision_jax.layers.scale import LayerScale
 from vision_jax.mesh import constrain_batch
 
@@ -42,11 +43,14 @@ class Block(nnx.Module):
 
     def __call__(self, x, train=None, *context):
         x = self.cpe1(x) if self.cpe1 else x
-        y = self.norm1(self.attn(x, train, *context)) if self.norm_last else self.attn(self.norm1(x), train, *context)
+        if self.norm_last:
+            y = self.norm1(self.attn(x, train, *context))
+        else:
+            y = self.attn(normalise(self.norm1, x, train), train, *context)
         y = tap(self, "attn", y)
         x = (self.rs1(x) if self.rs1 else x) + drop_path(self.ls1(y) if self.ls1 else y, train)
         x = self.cpe2(x) if self.cpe2 else x
-        y = self.norm2(self.mlp(x, train)) if self.norm_last else self.mlp(self.norm2(x), train)
+        y = self.norm2(self.mlp(x, train)) if self.norm_last else self.mlp(normalise(self.norm2, x, train), train)
         y = tap(self, "mlp", y)
         x = (self.rs2(x) if self.rs2 else x) + drop_path(self.ls2(y) if self.ls2 else y, train)
         return tap(self, "output", constrain_batch(x))

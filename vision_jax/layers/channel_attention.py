@@ -7,6 +7,8 @@ from flax import nnx
 from vision_jax.functional import tap
 from vision_jax.layers.attention import QKV
 from vision_jax.layers.linear import Linear
+from vision_jax.layers.norm import unit
+from vision_jax.parameters import ones, param
 
 
 class ChannelAttention(nnx.Module):
@@ -20,11 +22,14 @@ class ChannelAttention(nnx.Module):
       groups: number of groups of channels that do not see each other; divides dim.
       order: which part of the projection holds the queries, the keys and the values.
       scale_by_tokens: scale the scores by (H W) ** -0.5, not by (C / groups) ** -0.5.
+      cosine: scores are cosines between channels times a learned factor a group (XCiT's cross-covariance attention:
+        El-Nouby et al., 2021, arXiv:2106.09681, section 3.2).
       dtype: dtype of the computation; the softmax is at least float32.
     """
 
-    def __init__(self, dim, groups, *, order=(0, 1, 2), scale_by_tokens=False, dtype=jnp.float32):
+    def __init__(self, dim, groups, *, order=(0, 1, 2), scale_by_tokens=False, cosine=False, dtype=jnp.float32):
         self.order, self.scale_by_tokens = order, scale_by_tokens
+        self.temperature = param((groups, 1, 1), ones) if cosine else None
         self.qkv = QKV(dim, groups, dim // groups, dtype=dtype)
         self.proj = Linear(dim, dim, dtype=dtype)
 
@@ -32,8 +37,12 @@ class ChannelAttention(nnx.Module):
         B, H, W, C = x.shape
         parts = self.qkv(x.reshape(B, H * W, C))
         q, k, v = (parts[i] for i in self.order)
-        scale = (H * W if self.scale_by_tokens else q.shape[-1]) ** -0.5
-        scores = jnp.einsum("bngc,bngd->bgcd", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
+        wide = jnp.promote_types(q.dtype, jnp.float32)
+        if self.temperature is None:
+            scale = (H * W if self.scale_by_tokens else q.shape[-1]) ** -0.5
+        else:
+            q, k, scale = unit(q, axis=1), unit(k, axis=1), self.temperature[...].astype(wide)
+        scores = jnp.einsum("bngc,bngd->bgcd", q, k, preferred_element_type=wide)
         probabilities = tap(self, "probabilities", jax.nn.softmax(scores * scale, axis=-1))
         out = jnp.einsum("bgcd,bngd->bngc", probabilities.astype(v.dtype), v)
         return self.proj(out.reshape(x.shape))

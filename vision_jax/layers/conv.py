@@ -18,8 +18,8 @@ class Conv(nnx.Module):
       padding: an int or one for each axis, on both sides; None keeps the size of an odd kernel at stride 1; "same" is
         TensorFlow's: the map comes out ceil(size / stride) large, and an odd element of padding lies at the far end.
       groups: number of groups of channels that do not mix; `groups=din` is depthwise.
-      split: whether a depthwise convolution's channels are split over the mesh's tensor axis, where those that it is
-        given are.
+      split: whether a grouped convolution's channels are split over the mesh's tensor axis, where those that it is
+        given are; by whole groups.
       bias: whether a bias is added.
       init, bias_init: initialisers.
       dtype: dtype of the computation; the parameters are float32.
@@ -57,7 +57,7 @@ class Conv(nnx.Module):
             y = conv(x, kernel, self.stride, self.padding, self.dilation)
         else:
             maps, kernels = (("batch", None, None, "channels"), (None, None, None, "channels"))
-            sizes = {"batch": [len(x)], "channels": [x.shape[-1]]} if self.split else {"batch": [len(x)]}
+            sizes = {"batch": [len(x)], "channels": [self.groups]} if self.split else {"batch": [len(x)]}
             y = over_mesh(self._grouped, (x, kernel), (maps, kernels), maps, split_axes(sizes))
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 

@@ -14,6 +14,15 @@ def bicubic(x, size):
     return _interpolated(x, size, _bicubic_taps)
 
 
+def bicubic_antialiased(x, size):
+    """Bicubic interpolation of a map, [B, H, W, C] -> [B, *size, C], which a smaller size averages over more pixels.
+
+    Torch's with antialiasing: kernel parameter -0.5, pixels beyond the border do not count.
+    """
+    rows, columns = (_antialiased_weights(n, out).astype(x.dtype) for n, out in zip(x.shape[1:3], size, strict=True))
+    return jnp.einsum("yh,xw,bhwc->byxc", rows, columns, x)
+
+
 def bilinear(x, size):
     """Bilinear interpolation of a map, [B, H, W, C] -> [B, *size, C]: torch's, as above but of two pixels an axis."""
     return _interpolated(x, size, _bilinear_taps)
@@ -29,12 +38,24 @@ def _interpolated(x, size, taps_of):
 
 @functools.cache
 def _bicubic_taps(n, out):
-    """(pixels, weights), [4, out] each: the four that make each new pixel (Keys, 1981, equation 4 with a = -0.75)."""
-    a, centre = -0.75, (np.arange(out) + 0.5) * n / out - 0.5
+    """(pixels, weights), [4, out] each: the four that make each new pixel (Keys' a = -0.75)."""
+    centre = (np.arange(out) + 0.5) * n / out - 0.5
     pixels = np.floor(centre) + np.arange(-1, 3)[:, None]
-    d = np.abs(centre - pixels)
+    return np.clip(pixels, 0, n - 1).astype(np.int32), _cubic(np.abs(centre - pixels), -0.75)
+
+
+def _cubic(d, a):
+    """The weight of a pixel at distance d (Keys, 1981, equation 4)."""
     near, far = ((a + 2) * d - (a + 3)) * d * d + 1, a * (((d - 5) * d + 8) * d - 4)
-    return np.clip(pixels, 0, n - 1).astype(np.int32), np.where(d <= 1, near, far)
+    return np.where(d <= 1, near, np.where(d < 2, far, 0))
+
+
+@functools.cache
+def _antialiased_weights(n, out):
+    """[out, n]: the weight of each pixel in each new one."""
+    centre = (np.arange(out) + 0.5) * n / out - 0.5
+    weights = _cubic(np.abs(np.arange(n) - centre[:, None]) / max(n / out, 1), -0.5)
+    return weights / weights.sum(axis=1, keepdims=True)
 
 
 @functools.cache

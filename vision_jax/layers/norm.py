@@ -61,3 +61,9 @@ def normalise(norm, x, train=None):
     if norm is None:
         return x
     return norm(x, train) if isinstance(norm, BatchNorm) else norm(x)
+
+
+def unit(x, axis=-1):
+    """Vectors of length 1 along an axis, any shape; zero stays zero."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (wide * jax.lax.rsqrt(jnp.maximum(jnp.square(wide).sum(axis, keepdims=True), 1e-24))).astype(x.dtype)

@@ -24,6 +24,22 @@ def sincos_2d(height, width, dim, temperature=10_000.0):
 
 
 @functools.cache
+def fourier_2d(height, width, features, temperature=10_000.0):
+    """Fixed sines and cosines of a grid, [height, width, 2 features]: the row's, then the column's (XCiT's code).
+
+    An axis runs over one period from just above 0, whatever its length; sine and cosine take turns, at features / 2
+    frequencies that fall geometrically (arXiv:2106.09681).
+    """
+    periods = temperature ** (2 * (np.arange(features) // 2) / features)
+    axes = []
+    for n in (height, width):
+        angle = 2 * np.pi * np.arange(1, n + 1)[:, None] / (n + 1e-6) / periods
+        axes.append(np.where(np.arange(features) % 2, np.cos(angle), np.sin(angle)))
+    rows, columns = np.broadcast_arrays(axes[0][:, None], axes[1][None])
+    return np.concatenate([rows, columns], axis=-1)
+
+
+@functools.cache
 def relative_index(height, width):
     """The row of a table of relative positions for each query and key, int32 [N, N] (Swin: arXiv:2103.14030).
 

@@ -24,10 +24,15 @@ def resample_positions(table, grid, prefix=0, method="bicubic", antialias=True):
     side = math.isqrt(max(table.shape[1] - prefix, 0)) if table.ndim == 3 else 0
     if not side or prefix + side * side != table.shape[1]:
         return table
-    patches = table[:, prefix:].astype(np.float32).reshape(1, side, side, -1)
-    patches = jax.image.resize(patches, (1, *grid, patches.shape[-1]), method, antialias=antialias)
-    patches = np.asarray(patches).reshape(1, math.prod(grid), -1)
-    return np.concatenate([table[:, :prefix], patches.astype(table.dtype)], axis=1)
+    patches = resample_map(table[:, prefix:].reshape(1, side, side, -1), grid, method, antialias)
+    return np.concatenate([table[:, :prefix], patches.reshape(1, math.prod(grid), -1)], axis=1)
+
+
+def resample_map(table, grid, method="bicubic", antialias=True):
+    """The same of positions that lie as a map, [1, H, W, C] -> [1, h, w, C]."""
+    wide = np.asarray(table, np.float32)
+    resized = jax.image.resize(wide, (1, *grid, wide.shape[-1]), method, antialias=antialias)
+    return np.asarray(resized).astype(table.dtype)
 
 
 def resample_relative_bias(table, window_size):

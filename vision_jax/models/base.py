@@ -11,7 +11,12 @@ from flax import nnx
 from vision_jax.errors import InputError
 from vision_jax.layers.conv import pair
 from vision_jax.layers.conv_norm import reparameterized
+from vision_jax.layers.drop import dropout
+from vision_jax.layers.linear import Linear
 from vision_jax.layers.norm import normalise
+from vision_jax.layers.patch import PatchEmbed
+from vision_jax.layers.stack import Stack
+from vision_jax.parameters import lecun_normal, zeros
 from vision_jax.registry import check, create_model, fill
 
 
@@ -113,6 +118,17 @@ class Model(nnx.Module):
             flat.append((path, own if kept else variable))
         return fill(nnx.merge(graphdef, nnx.from_flat_state(flat)), seed)
 
+    def two_heads(self, x, y, train=None):
+        """Logits of `head` for x and of `head_dist` for y, [B, C] each: a pair while training, their mean otherwise.
+
+        Without heads, the mean of the two.
+        """
+        if self.head:
+            x, y = self.head(x), self.head_dist(y)
+            if train:
+                return x, y
+        return (x + y) / 2
+
     def reparameterize(self):
         """A copy for deployment: the same values up to rounding, the batch norms merged into the layers beside them.
 
@@ -200,6 +216,57 @@ class StagedModel(Model):
                 groups.append((rf"^stages\.{i}\.blocks\.{j}\.", block))
                 block += 1
         return (*groups, (r"", block))
+
+
+class PatchModel(Model):
+    """Patches as tokens, blocks that know each one's place, a norm, the mean of all tokens, a head (MLP-Mixer).
+
+    Bound to the image size by the blocks. Every block has the same drop-path rate, and layers start as in timm.
+
+    Args:
+      config: a `ModelConfig` with patch_size, embed_dim, depth and scan_blocks.
+      block: index -> block of tokens [B, N, C].
+      norm: `(dim) -> module`, the last one.
+    """
+
+    classifier = ("head",)
+
+    def __init__(self, config, block, norm):
+        c, kw = config, dict(dtype=config.dtype)
+        self.config, self.grid, reduction = c, patch_grid(c.img_size, c.patch_size), pair(c.patch_size)[0]
+        self.patch_embed = PatchEmbed(
+            c.in_chans, c.embed_dim, c.patch_size, init=lecun_normal, bias_init=zeros, **kw
+        )  # fmt: skip
+        self.blocks = Stack(block, (c.drop_path_rate,) * c.depth, scan=c.scan_blocks, remat=c.remat)
+        self.norm = norm(c.embed_dim)
+        self.head = Linear(c.embed_dim, c.num_classes, init=zeros, **kw) if c.num_classes else None
+        self.feature_info = tuple(FeatureInfo(f"blocks.{i}", c.embed_dim, reduction) for i in range(c.depth))
+
+    def forward_features(self, images, train=None, pyramid=False, out_indices=None):
+        """Images [B, H, W, C] -> tokens [B, N, C], normalised.
+
+        pyramid=True gives the maps [B, H/p, W/p, C] after the blocks in `out_indices` instead, not normalised.
+        """
+        x = self.patch_embed(images)
+        B, H, W, C = x.shape
+        if self.grid != (H, W):
+            here = f"images give {(H, W)} patches, the model mixes {self.grid}"
+            raise InputError(f"{here}: create_model(..., img_size={images.shape[1:3]})")
+        x = x.reshape(B, H * W, C)
+        if pyramid:
+            _, maps = self.blocks(x, train, collect=self.indices(out_indices))
+            return [m.reshape(B, H, W, C) for m in maps]
+        return self.norm(self.blocks(x, train))
+
+    def forward_head(self, x, train=None):
+        """Tokens -> logits [B, num_classes], or pooled features [B, C] without a head."""
+        x = dropout(x.mean(axis=1), self.config.drop_rate, train)
+        return self.head(x) if self.head else x
+
+    def layer_groups(self):
+        """(pattern, group) for layer-wise decay: the embedding, each block, the head."""
+        blocks = tuple((rf"^blocks\.{i}\.", i + 1) for i in range(self.config.depth))
+        return ((r"^patch_embed", 0), *blocks, (r"", self.config.depth + 1))
 
 
 def stage_groups(model, stem):

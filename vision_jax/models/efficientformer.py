@@ -181,10 +181,7 @@ class EfficientFormer(StagedModel):
     def forward_head(self, x, train=None):
         """Map [B, H, W, C] -> logits [B, num_classes], a pair while training, or pooled features [B, C]."""
         x = dropout(x.mean((1, 2)), self.config.drop_rate, train)
-        if self.head is None:
-            return x
-        logits = self.head(x), self.head_dist(x)
-        return logits if train else sum(logits) / 2
+        return self.two_heads(x, x, train)
 
     def torch_buffers(self):
         """Tables of indices that weight files of the reference hold."""

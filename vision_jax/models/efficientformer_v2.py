@@ -20,7 +20,7 @@ from vision_jax.layers.interpolate import bilinear
 from vision_jax.layers.mlp import gelu
 from vision_jax.layers.norm import BatchNorm
 from vision_jax.layers.relative_bias import DistanceBias
-from vision_jax.layers.talking_heads import TalkingHeads
+from vision_jax.layers.talking_heads import TalkingHeadsConv
 from vision_jax.models.base import ModelConfig, check_stages
 from vision_jax.models.efficientformer import EfficientFormer, MapBlock
 from vision_jax.parameters import torch_default
@@ -93,7 +93,9 @@ class MapAttention(nnx.Module):
         self.v_local = ConvNorm(width, width, 3, stride=2 if down else 1, groups=width, **kw)
         self.bias = DistanceBias(heads, size, stride=2 if down else 1)
         kw = dict(init=torch_default, bias_init=torch_default, dtype=c.dtype)
-        self.talking_head1, self.talking_head2 = (None if down else TalkingHeads(heads, heads, **kw) for _ in range(2))
+        self.talking_head1, self.talking_head2 = (
+            None if down else TalkingHeadsConv(heads, heads, **kw) for _ in range(2)
+        )
         self.proj = ConvNorm(width, dout, bias=True, dtype=c.dtype)
 
     def __call__(self, x, train=None):

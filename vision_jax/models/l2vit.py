@@ -21,13 +21,13 @@ from vision_jax.functional import tap
 from vision_jax.kernels import linear_attention
 from vision_jax.layers.attention import QKV
 from vision_jax.layers.conditional_position import ConditionalPosition
-from vision_jax.layers.conv import Conv
 from vision_jax.layers.conv_stem import ConvStem, sequential_names
 from vision_jax.layers.downsample import Downsample
 from vision_jax.layers.drop import drop_path, dropout, linear_rates
 from vision_jax.layers.linear import Linear
-from vision_jax.layers.mlp import Mlp, gelu
-from vision_jax.layers.norm import BatchNorm, LayerNorm
+from vision_jax.layers.local_interaction import LocalInteraction
+from vision_jax.layers.mlp import Mlp
+from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.stack import Stack
 from vision_jax.layers.window import WindowAttention
 from vision_jax.mesh import constrain_batch
@@ -68,27 +68,17 @@ class LinearGlobalAttention(nnx.Module):
         return self.proj(out.reshape(x.shape))
 
 
-class LocalConcentration(nnx.Module):
-    """Two depthwise convolutions of 7x7, [B, H, W, C] -> [B, H, W, C] (section 3.3)."""
-
-    def __init__(self, dim, *, dtype):
-        self.conv1, self.conv2 = (Conv(dim, dim, 7, groups=dim, dtype=dtype) for _ in range(2))
-        self.bn = BatchNorm(dim, dtype=dtype)
-
-    def __call__(self, x, train=None):
-        return self.conv2(self.bn(gelu(self.conv1(x)), train))
-
-
 class L2ViTBlock(nnx.Module):
     """Attention in windows, or over the whole map and concentrated; then the channels: [B, H, W, C] -> [B, H, W, C].
 
-    A local block finds positions twice, before each of its two branches; a global one once, before the first of three.
+    A local block finds positions twice, before each of its two branches; a global one once, before the first of three,
+    the second of which concentrates by convolutions of 7x7 (section 3.3).
     """
 
     def __init__(self, dim, *, attn, mlp, local, norm, dtype):
         self.cpe1, self.cpe2 = (ConditionalPosition(dim, dtype=dtype) if use else None for use in (True, local))
         self.norm1, self.attn = norm(dim), attn
-        self.norm3, self.local_mp = (None, None) if local else (norm(dim), LocalConcentration(dim, dtype=dtype))
+        self.norm3, self.local_mp = (None, None) if local else (norm(dim), LocalInteraction(dim, 7, dtype=dtype))
         self.norm2, self.mlp = norm(dim), mlp
 
     def __call__(self, x, train=None):

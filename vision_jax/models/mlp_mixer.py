@@ -3,7 +3,7 @@
 Patches become tokens; two MLPs alternate, one across the tokens of each channel, one across the channels of each token.
 There are no positions: the first one's weights know the place, so a model is bound to its image size. Official
 repository: google-research/vision_transformer; compared here with timm's. The paper drops branches with a rate that
-grows with depth; as in timm every block has the same.
+grows with depth; as in timm every block has the same. The `gmixer` variants are timm's, with gates in both MLPs.
 """
 
 import dataclasses
@@ -11,47 +11,63 @@ import functools
 import math
 from typing import ClassVar
 
-from vision_jax.errors import InputError
 from vision_jax.layers.block import Block
 from vision_jax.layers.conv import pair
-from vision_jax.layers.drop import dropout
+from vision_jax.layers.glu import GLU, Halves, SwiGLU
 from vision_jax.layers.linear import Linear
 from vision_jax.layers.mlp import Mlp
 from vision_jax.layers.norm import LayerNorm
-from vision_jax.layers.patch import PatchEmbed
-from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Model, ModelConfig, patch_grid
-from vision_jax.parameters import Normal, lecun_normal, xavier_uniform, zeros
-from vision_jax.registry import INCEPTION_MEAN, INCEPTION_STD, check, register
+from vision_jax.models.base import ModelConfig, PatchModel, patch_grid
+from vision_jax.parameters import Normal, ones, xavier_uniform
+from vision_jax.registry import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, INCEPTION_STD, check, register
 
 
 @dataclasses.dataclass(frozen=True)
 class MixerConfig(ModelConfig):
-    """A Mixer. `mlp_ratio`: hidden features of the tokens' MLP and of the channels', as multiples of `embed_dim`."""
+    """A Mixer.
+
+    `mlp_ratio`: hidden features of the tokens' MLP and of the channels', as multiples of `embed_dim`; `mlp`: "mlp", or
+    "swiglu", whose two halves share them.
+    """
 
     patch_size: int | tuple = 16
     embed_dim: int = 512
     depth: int = 8
     mlp_ratio: tuple = (0.5, 4.0)
+    mlp: str = "mlp"
     proj_drop_rate: float = 0.0
     scan_blocks: bool = False
 
     def __post_init__(self):
         patch_grid(self.img_size, self.patch_size)
         check(len(pair(self.mlp_ratio)) == 2, f"mlp_ratio={self.mlp_ratio}: two numbers, of tokens and of channels")
+        check(self.mlp in ("mlp", "swiglu"), f"mlp={self.mlp!r}: one of 'mlp', 'swiglu'")
 
 
-class TokenMlp(Mlp):
-    """An MLP across the tokens, the same for every channel, [B, N, C] -> [B, N, C] (equation 1, first line)."""
+class AcrossTokens:
+    """Before a network of channels: it works on the tokens, the same for every channel, [B, N, C] -> [B, N, C]."""
 
     def __call__(self, x, train=None):
         return super().__call__(x.swapaxes(1, 2), train).swapaxes(1, 2)
 
 
-class MlpMixer(Model):
+class TokenMlp(AcrossTokens, Mlp):
+    """An MLP across the tokens (equation 1, first line)."""
+
+
+class TokenSwiGLU(AcrossTokens, SwiGLU):
+    """A gated one."""
+
+
+_LINEAR = functools.partial(Linear, init=xavier_uniform, bias_init=Normal(1e-6))
+_GLU = functools.partial(
+    GLU, init=Halves(xavier_uniform, Normal(1e-6)), bias_init=Halves(Normal(1e-6), ones)
+)  # fmt: skip
+
+
+class MlpMixer(PatchModel):
     """Images [B, H, W, C] -> logits [B, num_classes]."""
 
-    classifier = ("head",)
     torch_names: ClassVar = {
         "timm": ((r"^patch_embed\.", "stem."), (r"\.attn\.", ".mlp_tokens."), (r"\.mlp\.", ".mlp_channels."))
     }
@@ -71,63 +87,33 @@ class MlpMixer(Model):
     }
 
     def __init__(self, config):
-        c = self.config = config
-        kw, norm = {"dtype": c.dtype}, functools.partial(LayerNorm, epsilon=1e-6, dtype=c.dtype)
-        self.grid = patch_grid(c.img_size, c.patch_size)
-        self.patch_embed = PatchEmbed(
-            c.in_chans, c.embed_dim, c.patch_size, init=lecun_normal, bias_init=zeros, **kw
-        )  # fmt: skip
-        linear = functools.partial(Linear, init=xavier_uniform, bias_init=Normal(1e-6))
-        tokens, channels = (int(c.embed_dim * ratio) for ratio in pair(c.mlp_ratio))
+        c, norm = config, functools.partial(LayerNorm, epsilon=1e-6, dtype=config.dtype)
+        kw, share = dict(linear=_LINEAR, drop=c.proj_drop_rate, dtype=c.dtype), 1
+        across, within = TokenMlp, Mlp
+        if c.mlp == "swiglu":
+            across, within, share = TokenSwiGLU, SwiGLU, 2
+            kw |= dict(gate_last=True, glu=_GLU)
+        tokens, channels = (int(c.embed_dim * ratio) // share for ratio in pair(c.mlp_ratio))
+        count = math.prod(patch_grid(c.img_size, c.patch_size))
 
         def block(index):
-            across = TokenMlp(math.prod(self.grid), tokens, drop=c.proj_drop_rate, linear=linear, **kw)
-            within = Mlp(c.embed_dim, channels, drop=c.proj_drop_rate, linear=linear, **kw)
-            return Block(c.embed_dim, attn=across, mlp=within, norm=norm, **kw)
+            attn, mlp = across(count, tokens, **kw), within(c.embed_dim, channels, **kw)
+            return Block(c.embed_dim, attn=attn, mlp=mlp, norm=norm, dtype=c.dtype)
 
-        self.blocks = Stack(block, (c.drop_path_rate,) * c.depth, scan=c.scan_blocks, remat=c.remat)
-        self.norm = norm(c.embed_dim)
-        self.head = Linear(c.embed_dim, c.num_classes, init=zeros, **kw) if c.num_classes else None
-        reduction = pair(c.patch_size)[0]
-        self.feature_info = tuple(FeatureInfo(f"blocks.{i}", c.embed_dim, reduction) for i in range(c.depth))
-
-    def forward_features(self, images, train=None, pyramid=False, out_indices=None):
-        """Images [B, H, W, C] -> tokens [B, N, C], normalised.
-
-        pyramid=True gives the maps [B, H/p, W/p, C] after the blocks in `out_indices` instead, not normalised.
-        """
-        x = self.patch_embed(images)
-        B, H, W, C = x.shape
-        if self.grid != (H, W):
-            here = f"images give {(H, W)} patches, the model mixes {self.grid}"
-            raise InputError(f"{here}: create_model(..., img_size={images.shape[1:3]})")
-        x = x.reshape(B, H * W, C)
-        if pyramid:
-            _, maps = self.blocks(x, train, collect=self.indices(out_indices))
-            return [m.reshape(B, H, W, C) for m in maps]
-        return self.norm(self.blocks(x, train))
-
-    def forward_head(self, x, train=None):
-        """Tokens -> logits [B, num_classes], or pooled features [B, C] without a head."""
-        x = dropout(x.mean(axis=1), self.config.drop_rate, train)
-        return self.head(x) if self.head else x
-
-    def layer_groups(self):
-        """(pattern, group) for layer-wise decay: the embedding, each block, the head."""
-        blocks = tuple((rf"^blocks\.{i}\.", i + 1) for i in range(self.config.depth))
-        return ((r"^patch_embed", 0), *blocks, (r"", self.config.depth + 1))
+        super().__init__(config, block, norm)
 
 
-def _mixer(name, patch_size, embed_dim, depth, params, gmacs, tags=("",)):
+def _mixer(name, patch_size, embed_dim, depth, params, gmacs, tags=("",), mean=INCEPTION_MEAN, std=INCEPTION_STD, **kw):
+    config = MixerConfig(patch_size=patch_size, embed_dim=embed_dim, depth=depth, **kw)
     register(
-        name, MlpMixer, MixerConfig(patch_size=patch_size, embed_dim=embed_dim, depth=depth),
-        params=params, gmacs=gmacs, paper="2105.01601", licence="apache-2.0", tags=tags,
-        mean=INCEPTION_MEAN, std=INCEPTION_STD, crop_pct=0.875,
+        name, MlpMixer, config, params=params, gmacs=gmacs, paper="2105.01601", licence="apache-2.0", tags=tags,
+        mean=mean, std=std, crop_pct=0.875,
     )  # fmt: skip
 
 
 _GOOGLE = {"goog_in21k_ft_in1k": {}, "goog_in21k": {"num_classes": 21_843}}
 _MIIL = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "interpolation": "bilinear"}
+_GATED = dict(mlp="swiglu", mlp_ratio=(1.0, 4.0), mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 _mixer("mixer_s32_224", 32, 512, 8, 19_104_624, 1.00)
 _mixer("mixer_s16_224", 16, 512, 8, 18_528_264, 3.79)
@@ -138,3 +124,5 @@ _mixer(
 )  # fmt: skip
 _mixer("mixer_l32_224", 32, 1024, 24, 206_939_264, 11.27)
 _mixer("mixer_l16_224", 16, 1024, 24, 208_196_168, 44.60, _GOOGLE)
+_mixer("gmixer_12_224", 16, 384, 12, 12_701_080, 2.67, **_GATED)
+_mixer("gmixer_24_224", 16, 384, 24, 24_721_096, 5.28, ("ra3_in1k",), **_GATED)

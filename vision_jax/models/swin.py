@@ -7,6 +7,9 @@ decided here; partition, shift and mask are in `kernels.window_attention`, the b
 Official repository: microsoft/Swin-Transformer; compared here with timm's. Two things that the paper does not say: a
 window never exceeds the map, and an axis that one window covers is not shifted; a map that windows do not tile is
 padded after the shift. A key across the seam of a shift is not seen at all, the released code adds -100 to its score.
+
+The `s3` variants are what Searching the Search Space of Vision Transformer (Chen et al., 2021, arXiv:2111.14725) found:
+other windows in some stages and another depth. Official repository: microsoft/Cream, AutoFormerV2.
 """
 
 import dataclasses
@@ -30,13 +33,17 @@ from vision_jax.registry import check, register
 
 @dataclasses.dataclass(frozen=True)
 class SwinConfig(ModelConfig):
-    """A Swin Transformer; `embed_dim` is the paper's C, doubled in each stage, `window_size` its M."""
+    """A Swin Transformer; `embed_dim` is the paper's C, doubled in each stage, `window_size` its M.
+
+    `window_sizes`: one for each stage in its place, or None.
+    """
 
     patch_size: int | tuple = 4
     embed_dim: int = 96
     depths: tuple = (2, 2, 6, 2)
     num_heads: tuple = (3, 6, 12, 24)
     window_size: int | tuple = 7
+    window_sizes: tuple | None = None
     mlp_ratio: float = 4.0
     proj_drop_rate: float = 0.0
     drop_path_rate: float = 0.1
@@ -46,6 +53,10 @@ class SwinConfig(ModelConfig):
         check(
             len(self.depths) == len(self.num_heads),
             f"depths={self.depths} and num_heads={self.num_heads} differ in length",
+        )
+        check(
+            self.window_sizes is None or len(self.window_sizes) == len(self.depths),
+            f"depths={self.depths} and window_sizes={self.window_sizes} differ in length",
         )
         for stage, heads in enumerate(self.num_heads):
             dim = self.embed_dim * 2**stage
@@ -122,7 +133,9 @@ class SwinTransformer(Model):
 
     def _stage_block(self, stage, dim, grid, index):
         """Every second block shifts its windows by half; a window never exceeds the map, and a single one stays."""
-        window = tuple(min(w, n) for w, n in zip(pair(self.config.window_size), grid, strict=True))
+        c = self.config
+        window = pair(c.window_sizes[stage] if c.window_sizes else c.window_size)
+        window = tuple(min(w, n) for w, n in zip(window, grid, strict=True))
         shift = tuple(w // 2 if index % 2 and n > w else 0 for w, n in zip(window, grid, strict=True))
         return self._block(stage, dim, window, shift)
 
@@ -186,3 +199,15 @@ _swin("base", 7, 224, 87_768_224, 15.4, ("ms_in22k_ft_in1k", "ms_in1k", "ms_in22
 _swin("base", 12, 384, 87_903_584, 47.1, ("ms_in22k_ft_in1k", "ms_in1k", "ms_in22k"))
 _swin("large", 7, 224, 196_532_476, 34.5, ("ms_in22k_ft_in1k", "ms_in22k"))
 _swin("large", 12, 384, 196_735_516, 103.9, ("ms_in22k_ft_in1k", "ms_in22k"))
+
+
+def _s3(size, depths, window_sizes, params, gmacs):
+    register(
+        f"swin_s3_{size}_224", SwinTransformer, SwinConfig(depths=depths, window_sizes=window_sizes),
+        params=params, gmacs=gmacs, paper="2111.14725", licence="mit", tags=("ms_in1k",), crop_pct=0.9,
+    )  # fmt: skip
+
+
+_s3("tiny", (2, 2, 6, 2), (7, 7, 14, 7), 28_328_674, 4.64)
+_s3("small", (2, 2, 18, 2), (14, 14, 14, 7), 49_737_298, 9.43)
+_s3("base", (2, 2, 30, 2), (7, 7, 14, 7), 71_125_762, 13.69)

@@ -23,7 +23,7 @@ from vision_jax.layers.block import Block
 from vision_jax.layers.drop import dropout
 from vision_jax.layers.linear import Linear
 from vision_jax.layers.mlp import Mlp
-from vision_jax.layers.norm import LayerNorm
+from vision_jax.layers.norm import LayerNorm, unit
 from vision_jax.layers.patch import PatchMerging
 from vision_jax.layers.position import log_spaced_offsets
 from vision_jax.layers.relative_bias import relative_bias
@@ -86,12 +86,6 @@ class CosineWindowAttention(nnx.Module):
         )
         out = crop_windows(out, x.shape[1:3], self.shift)
         return dropout(self.proj(out.reshape(x.shape)), self.proj_drop, train)
-
-
-def unit(x):
-    """Vectors [..., d] of length 1; zero stays zero."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return (wide * jax.lax.rsqrt(jnp.maximum(jnp.square(wide).sum(-1, keepdims=True), 1e-24))).astype(x.dtype)
 
 
 class ContinuousBias(nnx.Module):

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vision_jax.layers.attention import KV, QKV, Attention, GatedQKV, HeadsFirstQKV, WideQKV
+from vision_jax.layers.affine import Affine
+from vision_jax.layers.attention import KV, QKV, Attention, ConvQKV, HeadsFirstQKV, WideQKV
 from vision_jax.layers.attention_pool import AttentionPoolLatent
 from vision_jax.layers.batch_channel_norm import BatchChannelNorm
 from vision_jax.layers.conv import Conv
@@ -21,6 +22,7 @@ from vision_jax.layers.lambda_layer import LocalLambdas
 from vision_jax.layers.linear import Linear, PointwiseConv
 from vision_jax.layers.norm import BatchNorm, LayerNorm
 from vision_jax.layers.norm_act import EvoNorm, FilterResponseNorm
+from vision_jax.layers.position_map import PositionMap
 from vision_jax.layers.response_norm import GlobalResponseNorm
 from vision_jax.layers.rms_norm import RMSNorm
 from vision_jax.layers.scale import MapLayerScale
@@ -88,6 +90,9 @@ TORCH = {
     },
     QKV: _projections(3),
     KV: _projections(2),
+    Affine: {
+        name: Rule(name, lambda a, _: a[None, None], lambda a, _: a.reshape(-1)) for name in ("alpha", "beta")
+    },
     MapLayerScale: {"gamma": Rule("gamma", lambda a, _: a[None, :, None, None], lambda a, _: a.reshape(-1))},
     # convolutions over the channels, and over the map alone, of three axes
     EfficientChannelAttention: {"conv": Rule("conv.weight", lambda a, _: a[None, None], lambda a, _: a[0, 0])},
@@ -98,14 +103,17 @@ TORCH = {
             lambda a, _: a[..., 0].transpose(2, 3, 1, 0),
         )
     },
-    GatedQKV: {
-        # ours [C, 4, heads, head_dim], there [4 * heads * head_dim, C, 1, 1]
+    ConvQKV: {
+        # ours [C, parts, heads, head_dim], there [parts * heads * head_dim, C, 1, 1]
         "kernel": Rule(
             "weight",
             lambda a, _: a.transpose(1, 2, 3, 0).reshape(-1, a.shape[0], 1, 1),
-            lambda a, m: a.reshape(4, *_heads(m), -1).transpose(3, 0, 1, 2),
+            lambda a, m: a.reshape(m.parts, *_heads(m), -1).transpose(3, 0, 1, 2),
         ),
-        "bias": Rule("bias", lambda a, _: a.reshape(-1), lambda a, m: a.reshape(4, *_heads(m))),
+        "bias": Rule("bias", lambda a, _: a.reshape(-1), lambda a, m: a.reshape(m.parts, *_heads(m))),
+    },
+    PositionMap: {
+        "table": Rule("table", lambda a, _: a.transpose(0, 3, 1, 2), lambda a, _: a.transpose(0, 2, 3, 1)),
     },
     GLU: {
         # ours [C, 2, hidden], there [2, hidden, C]

@@ -164,7 +164,7 @@ class VisionTransformer(Model):
         """Tokens -> logits [B, num_classes], or pooled features [B, C] without a head."""
         c = self.config
         if c.distilled:
-            return self._two_heads(x, train)
+            return self.two_heads(*(dropout(x[:, i], c.drop_rate, train) for i in range(2)), train)
         if c.global_pool == "token":
             x = x[:, 0]
         else:
@@ -172,15 +172,6 @@ class VisionTransformer(Model):
             x = self.attn_pool(x) if self.attn_pool else x.mean(axis=1)
         x = dropout(self.fc_norm(x) if self.fc_norm else x, c.drop_rate, train)
         return self.head(x) if self.head else x
-
-    def _two_heads(self, x, train):
-        """The class token's and the distilled token's: a pair while training, their mean in evaluation."""
-        x = [dropout(x[:, i], self.config.drop_rate, train) for i in range(2)]
-        if self.head:
-            x = [self.head(x[0]), self.head_dist(x[1])]
-            if train:
-                return tuple(x)
-        return (x[0] + x[1]) / 2
 
     def resample(self, leaf, array):
         """A parameter made for another image size, at this one's."""
