@@ -84,6 +84,7 @@ ATTENTION = {
         | dict(layer_scale_init=(1.0, 1.0), mlp_ratio=2.0),
     ),
     "l2vit": ("l2vit_tiny", dict(TWO, depths=(2, 2), num_heads=(4, 4), window_size=4)),
+    "vitamin": ("vitamin_small_224", dict(VIT, img_size=16, patch_size=16, stem_dims=(16, 16), stem_depths=(1, 1))),
     "vir": ("vir_small_patch16_224", VIT),
     "volo": ("volo_d1_224", dict(TWO, num_heads=(4, 8), class_depth=1, stem_dim=8)),
     "efficientformer": ("efficientformer_l1", dict(TWO, num_heads=4, key_dim=8, value_ratio=2, mlp_ratio=2.0)),

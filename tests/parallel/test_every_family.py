@@ -64,6 +64,7 @@ NEAR = (
     "efficientnetv2",
     "mnasnet",
     "mobilenetv3",
+    "vitamin",
 )
 
 

@@ -24,37 +24,49 @@ class HalvesNormal:
         return draw.normal(shape) * std + mean
 
 
+PLAIN, PLAIN_BIAS = HalvesNormal((0.0, 0.0), (0.02, 1e-6)), HalvesNormal((0.0, 1.0), (0.0, 0.0))
+
+
 class GLU(nnx.Module):
     """Two linear maps of the same input, [..., C] -> two [..., hidden].
 
-    The kernel is stored [C, 2, hidden], so that the hidden features can be split over a mesh axis. The second half
-    starts as the constant one, as in timm: the layer starts as a plain network of the first.
+    The kernel is stored [C, 2, hidden], so that the hidden features can be split over a mesh axis. By default the
+    second half starts as the constant one, as in timm: the layer starts as a plain network of the first.
     """
 
-    def __init__(self, dim, hidden, *, dtype=jnp.float32):
+    def __init__(self, dim, hidden, *, init=PLAIN, bias_init=PLAIN_BIAS, dtype=jnp.float32):
         self.dtype = dtype
-        self.kernel = param((dim, 2, hidden), HalvesNormal((0.0, 0.0), (0.02, 1e-6)))
-        self.bias = param((2, hidden), HalvesNormal((0.0, 1.0), (0.0, 0.0)))
+        self.kernel, self.bias = param((dim, 2, hidden), init), param((2, hidden), bias_init)
 
     def __call__(self, x):
         x, kernel, bias = x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
         return [x @ kernel[:, i] + bias[i] for i in range(2)]
 
 
-class SwiGLU(nnx.Module):
-    """(silu(x W1 + b1) * (x W2 + b2)) W3 + b3, [..., C] -> [..., C] (arXiv:2002.05202, equation 6, with biases).
+class GatedMlp(nnx.Module):
+    """norm(act(x W1 + b1) * (x W2 + b2)) W3 + b3, [..., C] -> [..., C]: SwiGLU and its kin (arXiv:2002.05202).
+
+    Equations 5 and 6, with biases.
 
     Args:
       dim: channels.
       hidden: features of each half.
+      act: activation of the first.
+      norm: of their product, `(dim) -> module`, or None (sub-layer norm; Magneto: arXiv:2210.06423).
       drop: dropout rate after the product and after the result.
+      glu: `(dim, hidden, dtype=) -> module` for the halves; linear: `(hidden, dim, dtype=) -> module` for the last map.
       dtype: dtype of the computation.
     """
 
-    def __init__(self, dim, hidden, *, drop=0.0, dtype=jnp.float32):
-        self.drop = drop
-        self.fc1, self.fc2 = GLU(dim, hidden, dtype=dtype), Linear(hidden, dim, dtype=dtype)
+    def __init__(
+        self, dim, hidden, *, act=jax.nn.silu, norm=None, drop=0.0, glu=GLU, linear=Linear, dtype=jnp.float32
+    ):  # fmt: skip
+        self.act, self.drop = act, drop
+        self.fc1, self.fc2 = glu(dim, hidden, dtype=dtype), linear(hidden, dim, dtype=dtype)
+        self.norm = norm(hidden) if norm else None
 
     def __call__(self, x, train=None):
         gate, value = self.fc1(x)
-        return dropout(self.fc2(dropout(jax.nn.silu(gate) * value, self.drop, train)), self.drop, train)
+        x = dropout(self.act(gate) * value, self.drop, train)
+        x = self.norm(x) if self.norm else x
+        return dropout(self.fc2(x), self.drop, train)

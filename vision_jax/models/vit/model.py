@@ -1,7 +1,6 @@
 """The model: tokens of patches, a stack of blocks, a head."""
 
 import dataclasses
-import functools
 import math
 from typing import ClassVar
 
@@ -13,7 +12,7 @@ from vision_jax.layers.attention_pool import AttentionPoolLatent
 from vision_jax.layers.block import Block
 from vision_jax.layers.conv import pair
 from vision_jax.layers.drop import dropout, linear_rates
-from vision_jax.layers.glu import SwiGLU
+from vision_jax.layers.glu import GatedMlp
 from vision_jax.layers.linear import Linear
 from vision_jax.layers.mlp import Mlp, gelu, gelu_tanh
 from vision_jax.layers.norm import LayerNorm
@@ -39,7 +38,8 @@ class ViTConfig(ModelConfig):
       no_embed_class: positions for the patches alone, none for these tokens.
       global_pool: "token" reads the class token, "avg" averages the patches, "map" pools them by attention.
       fc_norm: normalise after pooling, not before; None means after "avg" only.
-      position: "learned", or "sincos2d", fixed (Better plain ViT baselines: Beyer et al., 2022, arXiv:2205.01580).
+      position: "learned", "none", or "sincos2d", fixed (Better plain ViT baselines: Beyer et al., 2022,
+        arXiv:2205.01580).
       drop_edge: ignore the pixels beyond the last whole patch (SigLIP's 384 at patches of 14), else refused.
     """
 
@@ -71,7 +71,7 @@ class ViTConfig(ModelConfig):
         check(dim % heads == 0, f"embed_dim={dim} must be a multiple of num_heads={heads}")
         for field, allowed in (
             ("global_pool", ("token", "avg", "map")),
-            ("position", ("learned", "sincos2d")),
+            ("position", ("learned", "sincos2d", "none")),
             ("mlp", ("mlp", "swiglu")),
             ("act", tuple(_ACT)),
         ):
@@ -96,10 +96,10 @@ class VisionTransformer(Model):
 
     def __init__(self, config):
         c = self.config = config
-        kw, norm = {"dtype": c.dtype}, functools.partial(LayerNorm, epsilon=1e-6, dtype=c.dtype)
+        kw, norm = {"dtype": c.dtype}, self.make_norm
         dim, hidden = c.embed_dim, int(c.embed_dim * c.mlp_ratio)
         self.grid = patch_grid(c.img_size, c.patch_size, c.drop_edge)
-        self.patch_embed = PatchEmbed(c.in_chans, dim, c.patch_size, **kw)
+        self.patch_embed = self.make_patch_embed()
         self.cls_token = param((1, 1, dim), Normal(1e-6)) if c.class_token else None
         self.dist_token = param((1, 1, dim), trunc_normal) if c.distilled else None
         self.reg_token = param((1, c.reg_tokens, dim), Normal(1e-6)) if c.reg_tokens else None
@@ -109,19 +109,8 @@ class VisionTransformer(Model):
         tokens = self.placed + math.prod(self.grid)
         self.pos_embed = param((1, tokens, dim), trunc_normal) if c.position == "learned" else None
 
-        def block(index):
-            attn = Attention(
-                dim, c.num_heads, qkv_bias=c.qkv_bias, qk_norm=norm if c.qk_norm else None,
-                attn_drop=c.attn_drop_rate, proj_drop=c.proj_drop_rate, **kw,
-            )  # fmt: skip
-            if c.mlp == "swiglu":
-                mlp = SwiGLU(dim, hidden // 2, drop=c.proj_drop_rate, **kw)
-            else:
-                mlp = Mlp(dim, hidden, act=_ACT[c.act], drop=c.proj_drop_rate, **kw)
-            return Block(dim, attn=attn, mlp=mlp, norm=norm, layer_scale=c.layer_scale_init, **kw)
-
         (rates,) = linear_rates(c.drop_path_rate, (c.depth,))
-        self.blocks = Stack(block, rates, scan=c.scan_blocks, remat=c.remat)
+        self.blocks = Stack(self.make_block, rates, scan=c.scan_blocks, remat=c.remat)
         norm_last = c.global_pool == "avg" if c.fc_norm is None else c.fc_norm
         self.norm, self.fc_norm = (None, norm(dim)) if norm_last else (norm(dim), None)
         self.attn_pool = (
@@ -134,6 +123,38 @@ class VisionTransformer(Model):
         reduction = pair(c.patch_size)[0]
         self.feature_info = tuple(FeatureInfo(f"blocks.{i}", dim, reduction) for i in range(c.depth))
 
+    def make_patch_embed(self):
+        """Images [B, H, W, C] -> the map of patches [B, H/p, W/p, dim]."""
+        c = self.config
+        return PatchEmbed(c.in_chans, c.embed_dim, c.patch_size, dtype=c.dtype)
+
+    def make_norm(self, dim):
+        """The norm of all layers."""
+        return LayerNorm(dim, epsilon=1e-6, dtype=self.config.dtype)
+
+    def make_block(self, index):
+        """One of the blocks, [B, N, C] -> [B, N, C]."""
+        c = self.config
+        attn, mlp = self.make_attention(index), self.make_mlp(index)
+        scale = c.layer_scale_init
+        return Block(c.embed_dim, attn=attn, mlp=mlp, norm=self.make_norm, layer_scale=scale, dtype=c.dtype)
+
+    def make_attention(self, index):
+        """Its token mixer."""
+        c = self.config
+        return Attention(
+            c.embed_dim, c.num_heads, qkv_bias=c.qkv_bias, qk_norm=self.make_norm if c.qk_norm else None,
+            attn_drop=c.attn_drop_rate, proj_drop=c.proj_drop_rate, dtype=c.dtype,
+        )  # fmt: skip
+
+    def make_mlp(self, index):
+        """Its channel mixer."""
+        c = self.config
+        hidden, kw = int(c.embed_dim * c.mlp_ratio), dict(drop=c.proj_drop_rate, dtype=c.dtype)
+        if c.mlp == "swiglu":
+            return GatedMlp(c.embed_dim, hidden // 2, **kw)
+        return Mlp(c.embed_dim, hidden, act=_ACT[c.act], **kw)
+
     def forward_features(self, images, train=None, pyramid=False, out_indices=None):
         """Images [B, H, W, C] -> tokens [B, prefix + N, C]: the class token, DeiT's second, registers, the patches.
 
@@ -145,9 +166,11 @@ class VisionTransformer(Model):
         if self.grid != (H, W):
             here = f"images give {(H, W)} patches, the model has positions for {self.grid}"
             raise InputError(f"{here}: create_model(..., img_size={images.shape[1:3]})")
-        position = sincos_2d(H, W, C)[None] if self.pos_embed is None else self.pos_embed[...]
-        position = position.astype(x.dtype)
-        x = x.reshape(B, H * W, C) + position[:, self.placed :]
+        x = x.reshape(B, H * W, C)
+        if self.config.position != "none":
+            position = sincos_2d(H, W, C)[None] if self.pos_embed is None else self.pos_embed[...]
+            position = position.astype(x.dtype)
+            x = x + position[:, self.placed :]
         if self.prefix:
             tokens = (token for token in (self.cls_token, self.dist_token, self.reg_token) if token is not None)
             tokens = jnp.concatenate([token[...].astype(x.dtype) for token in tokens], axis=1)

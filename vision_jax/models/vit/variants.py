@@ -4,7 +4,15 @@ import dataclasses
 import re
 
 from vision_jax.models.vit.model import VisionTransformer, ViTConfig
-from vision_jax.registry import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, INCEPTION_STD, register
+from vision_jax.registry import (
+    CLIP_MEAN,
+    CLIP_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    INCEPTION_MEAN,
+    INCEPTION_STD,
+    register,
+)
 
 _SIZES = {  # width, depth, heads, and the MLP's ratio where it is not 4
     "tiny": (192, 12, 3),
@@ -26,7 +34,7 @@ _SIZES = {  # width, depth, heads, and the MLP's ratio where it is not 4
 }
 _IMAGENET = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD)
 _INCEPTION = dict(mean=INCEPTION_MEAN, std=INCEPTION_STD)
-_CLIP = dict(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
+_CLIP = dict(mean=CLIP_MEAN, std=CLIP_STD)
 _UNIT = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 _TAGS = {  # in what published weights differ from the model's own fields
     "augreg_in21k": dict(num_classes=21_843),
