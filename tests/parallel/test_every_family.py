@@ -65,6 +65,7 @@ NEAR = (
     "mnasnet",
     "mobilenetv3",
     "vitamin",
+    "lookupvit",
 )
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vision_jax.layers.attention import KV, QKV, Attention, GatedQKV, HeadsFirstQKV, WideQKV
+from vision_jax.layers.attention import KV, QKV, Attention, FreeKeysQKV, GatedQKV, HeadsFirstQKV, Values, WideQKV
 from vision_jax.layers.attention_pool import AttentionPoolLatent
 from vision_jax.layers.conv import Conv
 from vision_jax.layers.glu import GLU
@@ -78,6 +78,16 @@ TORCH = {
     },
     QKV: _projections(3),
     KV: _projections(2),
+    FreeKeysQKV: {"bias": _projections(2)["bias"]},
+    Values: {
+        # ours [C, 1, heads, head_dim], there [heads * head_dim, C]
+        "kernel": Rule(
+            "weight",
+            lambda a, _: a.reshape(len(a), -1).T,
+            lambda a, m: a.T.reshape(a.shape[1], 1, *_heads(m)),
+        ),
+        "bias": Rule("bias", lambda a, _: a.reshape(-1), lambda a, m: a.reshape(1, *_heads(m))),
+    },
     MapLayerScale: {"gamma": Rule("gamma", lambda a, _: a[None, :, None, None], lambda a, _: a.reshape(-1))},
     GatedQKV: {
         # ours [C, 4, heads, head_dim], there [4 * heads * head_dim, C, 1, 1]
