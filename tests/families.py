@@ -84,6 +84,7 @@ ATTENTION = {
         | dict(layer_scale_init=(1.0, 1.0), mlp_ratio=2.0),
     ),
     "l2vit": ("l2vit_tiny", dict(TWO, depths=(2, 2), num_heads=(4, 4), window_size=4)),
+    "beit": ("beit_base_patch16_224", VIT),
     "lookupvit": (
         "lookupvit_patch16_256",
         dict(

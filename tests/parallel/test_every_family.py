@@ -66,6 +66,7 @@ NEAR = (
     "mobilenetv3",
     "vitamin",
     "lookupvit",
+    "beit",
 )
 
 

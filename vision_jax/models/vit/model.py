@@ -93,6 +93,7 @@ class VisionTransformer(Model):
     inert = (r"attn\.qkv\.bias\[1\]$", r"attn_pool\.kv\.bias\[0\]$", r"attn\.k_norm\.bias$")
     torch_names: ClassVar = {"timm": (), "hf": HF, "hf_modules": HF_MODULES}
     linen_names: ClassVar = {"big_vision": BIG_VISION}
+    token_init, head_init = Normal(1e-6), trunc_normal  # of the class token and registers, of the head
 
     def __init__(self, config):
         c = self.config = config
@@ -100,9 +101,9 @@ class VisionTransformer(Model):
         dim, hidden = c.embed_dim, int(c.embed_dim * c.mlp_ratio)
         self.grid = patch_grid(c.img_size, c.patch_size, c.drop_edge)
         self.patch_embed = self.make_patch_embed()
-        self.cls_token = param((1, 1, dim), Normal(1e-6)) if c.class_token else None
+        self.cls_token = param((1, 1, dim), self.token_init) if c.class_token else None
         self.dist_token = param((1, 1, dim), trunc_normal) if c.distilled else None
-        self.reg_token = param((1, c.reg_tokens, dim), Normal(1e-6)) if c.reg_tokens else None
+        self.reg_token = param((1, c.reg_tokens, dim), self.token_init) if c.reg_tokens else None
         # tokens before the patches, and how many of them have a position
         self.prefix = int(c.class_token) + int(c.distilled) + c.reg_tokens
         self.placed = 0 if c.no_embed_class or c.position != "learned" else self.prefix
@@ -118,8 +119,10 @@ class VisionTransformer(Model):
             if c.global_pool == "map"
             else None
         )
-        self.head = Linear(dim, c.num_classes, **kw) if c.num_classes else None
-        self.head_dist = Linear(dim, c.num_classes, **kw) if c.num_classes and c.distilled else None
+        self.head = Linear(dim, c.num_classes, init=self.head_init, **kw) if c.num_classes else None
+        self.head_dist = (
+            Linear(dim, c.num_classes, init=self.head_init, **kw) if c.num_classes and c.distilled else None
+        )
         reduction = pair(c.patch_size)[0]
         self.feature_info = tuple(FeatureInfo(f"blocks.{i}", dim, reduction) for i in range(c.depth))
 
