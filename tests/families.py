@@ -85,6 +85,7 @@ ATTENTION = {
     ),
     "l2vit": ("l2vit_tiny", dict(TWO, depths=(2, 2), num_heads=(4, 4), window_size=4)),
     "beit": ("beit_base_patch16_224", VIT),
+    "eva": ("eva02_base_patch16_clip_224", VIT),
     "lookupvit": (
         "lookupvit_patch16_256",
         dict(

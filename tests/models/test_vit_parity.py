@@ -20,6 +20,10 @@ TOKENS = ("vit_wee_patch16_reg1_gap_256", "vit_so150m2_patch16_reg1_gap_256", "v
 RELATIVES = {
     "vitamin_small_224": ("vitamin", {"img_size": 32, "depth": 1, "num_classes": 7}),
     "beit_base_patch16_224": ("beit", SMALL),
+    "eva_giant_patch14_336": ("eva", SMALL),
+    "eva02_tiny_patch14_336": ("eva", SMALL),
+    "eva02_large_patch14_clip_336": ("eva", SMALL),
+    "eva02_enormous_patch14_clip_224": ("eva", SMALL),
 }
 
 

@@ -67,6 +67,7 @@ NEAR = (
     "vitamin",
     "lookupvit",
     "beit",
+    "eva",
 )
 
 

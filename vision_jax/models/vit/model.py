@@ -40,6 +40,8 @@ class ViTConfig(ModelConfig):
       fc_norm: normalise after pooling, not before; None means after "avg" only.
       position: "learned", "none", or "sincos2d", fixed (Better plain ViT baselines: Beyer et al., 2022,
         arXiv:2205.01580).
+      pre_norm: normalise the tokens before the first block too (CLIP); patches then have no bias.
+      pool_heads, pool_mlp_ratio: of the attention that "map" pools by, where they are not the blocks'.
       drop_edge: ignore the pixels beyond the last whole patch (SigLIP's 384 at patches of 14), else refused.
     """
 
@@ -59,6 +61,9 @@ class ViTConfig(ModelConfig):
     global_pool: str = "token"
     fc_norm: bool | None = None
     position: str = "learned"
+    pre_norm: bool = False
+    pool_heads: int | None = None
+    pool_mlp_ratio: float | None = None
     drop_edge: bool = False
     layer_scale_init: float | None = None
     pos_drop_rate: float = 0.0
@@ -98,7 +103,7 @@ class VisionTransformer(Model):
     def __init__(self, config):
         c = self.config = config
         kw, norm = {"dtype": c.dtype}, self.make_norm
-        dim, hidden = c.embed_dim, int(c.embed_dim * c.mlp_ratio)
+        dim = c.embed_dim
         self.grid = patch_grid(c.img_size, c.patch_size, c.drop_edge)
         self.patch_embed = self.make_patch_embed()
         self.cls_token = param((1, 1, dim), self.token_init) if c.class_token else None
@@ -110,12 +115,14 @@ class VisionTransformer(Model):
         tokens = self.placed + math.prod(self.grid)
         self.pos_embed = param((1, tokens, dim), trunc_normal) if c.position == "learned" else None
 
+        self.norm_pre = norm(dim) if c.pre_norm else None
         (rates,) = linear_rates(c.drop_path_rate, (c.depth,))
         self.blocks = Stack(self.make_block, rates, scan=c.scan_blocks, remat=c.remat)
         norm_last = c.global_pool == "avg" if c.fc_norm is None else c.fc_norm
         self.norm, self.fc_norm = (None, norm(dim)) if norm_last else (norm(dim), None)
+        hidden = int(dim * (c.pool_mlp_ratio or c.mlp_ratio))
         self.attn_pool = (
-            AttentionPoolLatent(dim, c.num_heads, hidden, norm=norm, act=_ACT[c.act], **kw)
+            AttentionPoolLatent(dim, c.pool_heads or c.num_heads, hidden, norm=norm, act=_ACT[c.act], **kw)
             if c.global_pool == "map"
             else None
         )
@@ -129,7 +136,7 @@ class VisionTransformer(Model):
     def make_patch_embed(self):
         """Images [B, H, W, C] -> the map of patches [B, H/p, W/p, dim]."""
         c = self.config
-        return PatchEmbed(c.in_chans, c.embed_dim, c.patch_size, dtype=c.dtype)
+        return PatchEmbed(c.in_chans, c.embed_dim, c.patch_size, bias=not c.pre_norm, dtype=c.dtype)
 
     def make_norm(self, dim):
         """The norm of all layers."""
@@ -180,6 +187,7 @@ class VisionTransformer(Model):
             tokens = tokens + position[:, : self.placed] if self.placed else tokens
             x = jnp.concatenate([jnp.broadcast_to(tokens, (B, self.prefix, C)), x], axis=1)
         x = dropout(x, self.config.pos_drop_rate, train)
+        x = self.norm_pre(x) if self.norm_pre else x
         if pyramid:
             _, maps = self.blocks(x, train, collect=self.indices(out_indices))
             return [m[:, self.prefix :].reshape(B, H, W, C) for m in maps]
@@ -215,4 +223,4 @@ class VisionTransformer(Model):
     def layer_groups(self):
         """(pattern, group) for layer-wise decay: the embedding, each block, the head."""
         blocks = tuple((rf"^blocks\.{i}\.", i + 1) for i in range(self.config.depth))
-        return ((r"^(patch_embed|(cls|dist|reg)_token|pos_embed)", 0), *blocks, (r"", self.config.depth + 1))
+        return ((r"^(patch_embed|(cls|dist|reg)_token|pos_embed|norm_pre)", 0), *blocks, (r"", self.config.depth + 1))
