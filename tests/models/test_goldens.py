@@ -126,7 +126,7 @@ def test_every_leaf_is_seen(key):
     """The check is checked: a leaf or a third of a projection that changes must change a value."""
     static, variables, images, evaluate = prepared(key)
     logits, maps = evaluated(key)
-    inert = getattr(vj.merge(static, static.shapes), "inert", ())
+    inert = getattr(type(vj.merge(static, static.shapes)), "inert", ())
     with jax.enable_x64(True):
         for path, leaf in flat(variables).items():
             for label, part in parts(path, leaf):

@@ -54,19 +54,14 @@ class EvaConfig(ViTConfig):
 class Eva(VisionTransformer):
     """Images [B, H, W, C] -> logits [B, num_classes]."""
 
+    inert = (r"attn_pool\.kv\.bias\[0\]$",)  # of the blocks' keys it is turned, where they have one
     linen_names: ClassVar = {}
-    token_init, head_init = trunc_normal, Normal(2e-5)
+    token_init, head_init, pool_all = trunc_normal, Normal(2e-5), True
 
     def __init__(self, config):
         super().__init__(config)
         if not config.final_norm:
             self.norm = self.fc_norm = None
-
-    @property
-    def inert(self):
-        """What is added to every key adds one number to all scores of a query."""
-        keys = (r"attn\.qkv\.bias\[1\]$",) if self.config.key_bias else ()
-        return (*keys, r"attn_pool\.kv\.bias\[0\]$")
 
     @property
     def torch_names(self):

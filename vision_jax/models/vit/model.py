@@ -99,6 +99,7 @@ class VisionTransformer(Model):
     torch_names: ClassVar = {"timm": (), "hf": HF, "hf_modules": HF_MODULES}
     linen_names: ClassVar = {"big_vision": BIG_VISION}
     token_init, head_init = Normal(1e-6), trunc_normal  # of the class token and registers, of the head
+    pool_all = False  # whether "map" pools the tokens before the patches too
 
     def __init__(self, config):
         c = self.config = config
@@ -202,7 +203,7 @@ class VisionTransformer(Model):
         if c.global_pool == "token":
             x = x[:, 0]
         else:
-            x = x[:, self.prefix :]
+            x = x if self.attn_pool and self.pool_all else x[:, self.prefix :]
             x = self.attn_pool(x) if self.attn_pool else x.mean(axis=1)
         x = dropout(self.fc_norm(x) if self.fc_norm else x, c.drop_rate, train)
         return self.head(x) if self.head else x

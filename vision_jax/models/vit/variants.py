@@ -285,3 +285,13 @@ _register(
     ),
     paper="2204.07118", no_embed_class=True, layer_scale_init=1e-6, crop_pct=0.9, **_IMAGENET,
 )  # fmt: skip
+_register(
+    (
+        ("eva_large_patch14_196", 304_142_312, 61.57, "in22k_ft_in22k_in1k in22k_ft_in1k"),
+        (
+            "eva_large_patch14_336", 304_531_432, 191.10,
+            {tag: dict(crop_mode="squash") for tag in ("in22k_ft_in22k_in1k", "in22k_ft_in1k")},
+        ),
+    ),
+    paper="2211.07636", global_pool="avg", crop_pct=1.0, licence="mit", **_CLIP,
+)  # fmt: skip
