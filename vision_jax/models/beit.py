@@ -16,9 +16,9 @@ from vision_jax.layers.attention import Attention
 from vision_jax.layers.linear import Linear
 from vision_jax.layers.mlp import Mlp
 from vision_jax.layers.relative_bias import ClassRelativeBias
-from vision_jax.models.vit import VisionTransformer, ViTConfig
+from vision_jax.models.vit import VisionTransformer, ViTConfig, settle
 from vision_jax.parameters import Damped, Normal, trunc_normal
-from vision_jax.registry import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, INCEPTION_STD, check, register
+from vision_jax.registry import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, INCEPTION_STD, register
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +31,8 @@ class BeitConfig(ViTConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        alone = self.class_token and not (self.reg_tokens or self.distilled)
-        check(alone and self.position == "none", "BEiT has a class token, no other one, and relative positions alone")
+        settle(self, class_token=True, distilled=False, reg_tokens=0, position="none")
+        settle(self, mlp="mlp", act="gelu", qk_norm=False)
 
 
 class Beit(VisionTransformer):

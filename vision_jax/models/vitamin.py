@@ -19,7 +19,7 @@ from vision_jax.layers.mlp import gelu
 from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.pooling import avg_pool
 from vision_jax.mesh import constrain_batch
-from vision_jax.models.vit import VisionTransformer, ViTConfig
+from vision_jax.models.vit import VisionTransformer, ViTConfig, settle
 from vision_jax.parameters import kaiming_normal, torch_default, trunc_normal, zeros
 from vision_jax.registry import CLIP_MEAN, CLIP_STD, check, register
 
@@ -38,7 +38,7 @@ class ViTaminConfig(ViTConfig):
         super().__post_init__()
         dims, depths = self.stem_dims, self.stem_depths
         check(len(dims) == len(depths) == 2, f"stem_dims={dims} and stem_depths={depths}: two stages")
-        check(self.patch_size == 16 and self.mlp == "mlp", "patch_size and mlp are the stem's and the model's own")
+        settle(self, patch_size=16, mlp="mlp", act="gelu", pre_norm=False)
 
 
 class Bottleneck(nnx.Module):

@@ -11,7 +11,7 @@ from vision_jax.layers.linear import Linear
 from vision_jax.layers.mlp import Mlp
 from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.rotary import Rotary
-from vision_jax.models.vit import VisionTransformer, ViTConfig
+from vision_jax.models.vit import VisionTransformer, ViTConfig, settle
 from vision_jax.parameters import Damped, Normal, trunc_normal, zeros
 from vision_jax.registry import check
 
@@ -45,10 +45,13 @@ class EvaConfig(ViTConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check(not self.distilled, "distilled=True: EVA has one class token")
+        settle(self, distilled=False, act="gelu", qk_norm=False)
         check(self.rotary in (None, "index", "centred"), f"rotary={self.rotary!r}: None, 'index' or 'centred'")
         width = self.embed_dim // self.num_heads
-        check(not self.rotary or width % 4 == 0, f"rotary positions need heads of 4 n channels, not {width}")
+        check(
+            not self.rotary or width % 4 == 0,
+            f"rotary={self.rotary!r} needs heads of 4 n channels, embed_dim / num_heads is {width}",
+        )
 
 
 class Eva(VisionTransformer):

@@ -13,6 +13,6 @@ runs over the tokens. Official repository: google-research/vision_transformer; c
 """
 
 from vision_jax.models.vit import variants  # noqa: F401, registers them
-from vision_jax.models.vit.model import VisionTransformer, ViTConfig
+from vision_jax.models.vit.model import VisionTransformer, ViTConfig, settle
 
-__all__ = ["ViTConfig", "VisionTransformer"]
+__all__ = ["ViTConfig", "VisionTransformer", "settle"]

@@ -90,6 +90,13 @@ class ViTConfig(ModelConfig):
         patch_grid(self.img_size, self.patch_size, self.drop_edge)
 
 
+def settle(config, **values):
+    """Raises InputError unless these fields of a ViT's have the one value that a family allows."""
+    for field, value in values.items():
+        given = getattr(config, field)
+        check(given == value, f"{field}={given!r}: {type(config).__name__} has {field}={value!r} alone")
+
+
 class VisionTransformer(Model):
     """Images [B, H, W, C] -> logits [B, num_classes]; the two heads' logits where a distilled one is trained."""
 
