@@ -37,6 +37,9 @@ MAX_LINES = {"vision_jax/models": 400, "vision_jax/layers": 250, "configs": 120}
 MAX_LINES_ELSEWHERE = 500
 
 
+REVISES = {"vitamin": "vit", "beit": "vit", "eva": "vit"}  # models that change a part of another family's
+
+
 def module_of(path):
     """`kernels/a/b.py` -> ["vision_jax", "kernels", "a", "b"]; a package's `__init__.py` is the package."""
     parts = list(pathlib.PurePosixPath(path).with_suffix("").parts)
@@ -99,7 +102,8 @@ def floor_violations(path, source):
 
 def _same_family(module, target):
     family, other = module[2:3], target[2:3]
-    revises = bool(family and other) and family[0].startswith(f"{other[0]}_v")  # swin_v2 changes what swin is
+    # swin_v2 changes what swin is
+    revises = bool(family and other) and (family[0].startswith(f"{other[0]}_v") or REVISES.get(family[0]) == other[0])
     return other in (["base"], ["inverted_residuals"]) or (bool(family) and other == family) or revises
 
 

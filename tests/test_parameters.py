@@ -8,7 +8,8 @@ from flax import nnx
 from jax.tree_util import DictKey
 
 from vision_jax import parameters
-from vision_jax.parameters import Constant, JaxDraw, Normal, NumpyDraw, Uniform, VarianceScaling, param
+from vision_jax.names import STACKED
+from vision_jax.parameters import Constant, Damped, JaxDraw, Normal, NumpyDraw, Uniform, VarianceScaling, param
 
 SHAPE = (400, 250)
 N = math.prod(SHAPE)
@@ -109,3 +110,20 @@ def test_a_leaf_is_drawn_from_seed_and_name(draw):
 
 def _draw(function, path, shape, seed):
     return np.asarray(function(Normal(1.0), path, jax.ShapeDtypeStruct(shape, jnp.float32), seed))
+
+
+@pytest.mark.parametrize("draw", ["numpy", "jax"])
+def test_damped_tells_the_block_by_its_name(draw):
+    """Alike where blocks are stacked, and in block l the draw without it over sqrt(2 l)."""
+
+    def drawn(init, *keys, shape):
+        path, leaf = tuple(map(DictKey, ("blocks", *keys, "fc2", "kernel"))), jax.ShapeDtypeStruct(shape, jnp.float32)
+        if draw == "numpy":
+            return parameters.draw_numpy(init, path, leaf, 0)
+        return np.asarray(parameters.draw_jax(init, path, leaf, jax.random.key(0)))
+
+    damped, stacked = Damped(Normal(0.02)), drawn(Damped(Normal(0.02)), STACKED, shape=(3, 4, 5))
+    for i in range(3):
+        alone = drawn(damped, str(i), shape=(4, 5))
+        np.testing.assert_allclose(stacked[i], alone, rtol=1e-6)
+        np.testing.assert_allclose(alone * math.sqrt(2 * (i + 1)), drawn(damped.init, str(i), shape=(4, 5)), rtol=1e-6)

@@ -9,6 +9,7 @@ import contextlib
 import contextvars
 import dataclasses
 import math
+import re
 import zlib
 
 import jax
@@ -73,6 +74,25 @@ class VarianceScaling:
             wide = std / 0.87962566103423978  # the deviation that is left of 1 by the cut
             return Normal(wide, limit=2 * wide)
         return Normal(std) if self.distribution == "normal" else Uniform(-std * math.sqrt(3), std * math.sqrt(3))
+
+
+@dataclasses.dataclass(frozen=True)
+class Damped:
+    """`init` divided by sqrt(2 l) in block l of the model, counted from one: for the last map of each branch.
+
+    BEiT (Bao et al., 2021, arXiv:2106.08254, section 2.5). The parameter's name tells the block, as it tells the draw,
+    so that scanned blocks stay of one structure.
+    """
+
+    init: Normal
+
+    def __call__(self, draw, shape):
+        return self.init(draw, shape)
+
+    def factor(self, name):
+        """What the draw is multiplied by, for a parameter of this name; 1 outside a model's blocks."""
+        block = re.match(r"blocks\.(\d+)\.", name)
+        return 1.0 if block is None else 1 / math.sqrt(2 * (int(block[1]) + 1))
 
 
 zeros, ones = Constant(0.0), Constant(1.0)
@@ -169,16 +189,23 @@ def buffer(shape, init):
 def draw_numpy(init, path, leaf, seed):
     """The initial value of a leaf on the host, from (seed, its name); a stacked leaf's blocks are drawn one by one."""
     shape = leaf.shape[1:] if is_stacked(path) else leaf.shape
-    values = [init(NumpyDraw((seed, _hash(name))), shape) for name in names(path, leaf)]
+    values = [
+        init(NumpyDraw((seed, _hash(name))), shape) * np.float32(_factor(init, name)) for name in names(path, leaf)
+    ]
     return np.stack(values) if is_stacked(path) else values[0]
 
 
 def draw_jax(init, path, leaf, key):
     """The same distribution under jit, from (key, its name): other values than numpy's, equal for any layout."""
     keys = jnp.stack([jax.random.fold_in(key, _hash(name)) for name in names(path, leaf)])
+    factors = jnp.array([_factor(init, name) for name in names(path, leaf)], jnp.float32)
     if is_stacked(path):
-        return jax.vmap(lambda k: init(JaxDraw(k), leaf.shape[1:]))(keys)
-    return init(JaxDraw(keys[0]), leaf.shape)
+        return jax.vmap(lambda k, factor: init(JaxDraw(k), leaf.shape[1:]) * factor)(keys, factors)
+    return init(JaxDraw(keys[0]), leaf.shape) * factors[0]
+
+
+def _factor(init, name):
+    return init.factor(name) if isinstance(init, Damped) else 1.0
 
 
 def _hash(name):

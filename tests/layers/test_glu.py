@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vision_jax.layers.glu import GLU, SwiGLU
+from vision_jax.layers.glu import GLU, GatedMlp
 from vision_jax.parameters import JaxDraw, NumpyDraw
 
 
@@ -18,7 +18,7 @@ def filled(layer):
 
 def test_swiglu_equals_the_definition():
     with jax.enable_x64(True):
-        layer = filled(SwiGLU(4, 6, dtype=jnp.float64))
+        layer = filled(GatedMlp(4, 6, dtype=jnp.float64))
         x = np.random.default_rng(1).normal(size=(2, 3, 4))
         wanted = np.zeros((2, 3, 4))
         kernel, bias = np.asarray(layer.fc1.kernel[...]), np.asarray(layer.fc1.bias[...])

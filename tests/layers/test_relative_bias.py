@@ -6,7 +6,13 @@ import pytest
 from flax import nnx
 
 from vision_jax.layers.interpolate import bicubic
-from vision_jax.layers.relative_bias import DistanceBias, RelativeBias, RelativeBiasMap, RelativeBiasMlp
+from vision_jax.layers.relative_bias import (
+    ClassRelativeBias,
+    DistanceBias,
+    RelativeBias,
+    RelativeBiasMap,
+    RelativeBiasMlp,
+)
 
 HEADS, WINDOW = 2, (2, 3)
 TOKENS = [(y, x) for y in range(WINDOW[0]) for x in range(WINDOW[1])]
@@ -63,3 +69,15 @@ def test_distances_of_another_map():
     np.testing.assert_array_equal(layer.resample("attention_biases", table), wanted.reshape(24, HEADS).T)
     same = np.zeros((HEADS, 24), np.float32)
     assert layer.resample("attention_biases", same) is same  # no square, as its own
+
+
+def test_class_token_has_biases_of_its_own():
+    layer = ClassRelativeBias(HEADS, WINDOW)
+    table = np.random.default_rng(0).normal(size=layer.relative_position_bias_table.shape).astype(np.float32)
+    layer.relative_position_bias_table.set_value(jnp.asarray(table))
+    bias, plain = np.asarray(layer()), RelativeBias(HEADS, WINDOW)
+    plain.relative_position_bias_table.set_value(jnp.asarray(table[:-3]))
+    np.testing.assert_array_equal(bias[:, 1:, 1:], plain())
+    np.testing.assert_array_equal(bias[:, 0, 1:], np.repeat(table[-3, :, None], len(TOKENS), axis=1))
+    np.testing.assert_array_equal(bias[:, 1:, 0], np.repeat(table[-2, :, None], len(TOKENS), axis=1))
+    np.testing.assert_array_equal(bias[:, 0, 0], table[-1])

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vision_jax.layers.rotary import axial_angles, rotate
+from vision_jax.layers.rotary import Rotary, axial_angles, rotate
 
 
 def test_angles_count_rows_then_columns():
@@ -40,3 +40,28 @@ def test_narrow_types_turn_in_float32():
     turned = rotate(x, axial_angles(64, 1, (1.0,)))
     assert turned.dtype == jnp.bfloat16
     np.testing.assert_allclose(turned[0, 63, 0, 0].astype(np.float32), math.cos(63) - math.sin(63), atol=4e-3)
+
+
+def test_rotary_of_a_grid():
+    """Every option against the definition, one channel pair at a time; tokens before the patches stay."""
+    x = np.random.default_rng(0).normal(size=(1, 1 + 6, 1, 8))
+    for reference, offset, columns_first, centred, halves in (
+        (None, 0.0, False, False, False),
+        (4, 1.0, True, False, False),
+        (None, 0.0, False, True, True),
+    ):
+        rotary = Rotary((2, 3), 1, 100.0, reference, offset, columns_first, centred, halves)
+        with jax.enable_x64(True):
+            ours = np.asarray(rotary(jnp.asarray(x)))
+        np.testing.assert_array_equal(ours[:, :1], x[:, :1])
+        for token, place in enumerate(np.ndindex(2, 3)):
+            for pair in range(4):
+                axis = 1 - pair // 2 if columns_first else pair // 2
+                count, n = place[axis], (2, 3)[axis]
+                where = (count + offset) / n * reference if reference else count + offset
+                where = 2 * math.pi * (2 * (count + 0.5) / n - 1) if centred else where
+                angle = where / 100 ** (pair % 2 / 2)
+                first, second = (pair, pair + 4) if halves else (2 * pair, 2 * pair + 1)
+                a, b = x[0, 1 + token, 0, [first, second]]
+                wanted = a * math.cos(angle) - b * math.sin(angle), b * math.cos(angle) + a * math.sin(angle)
+                np.testing.assert_allclose(ours[0, 1 + token, 0, [first, second]], wanted, atol=1e-14)

@@ -1,4 +1,7 @@
-"""ViTs with other tokens and heads against timm, live: another image size, SigLIP's `.npz` files, DeiT's two heads."""
+"""ViTs with other tokens and heads, and what descends from ViT, against timm, live.
+
+Another image size, SigLIP's `.npz` files, DeiT's two heads.
+"""
 
 import functools
 
@@ -14,11 +17,29 @@ pytestmark = pytest.mark.parity
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 7}
 TOKENS = ("vit_wee_patch16_reg1_gap_256", "vit_so150m2_patch16_reg1_gap_256", "vit_giant_patch14_reg4_dinov2",
           "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224", "vit_base_patch16_siglip_224")  # fmt: skip
+RELATIVES = {
+    "vitamin_small_224": ("vitamin", {"img_size": 32, "depth": 1, "num_classes": 7}),
+    "beit_base_patch16_224": ("beit", SMALL),
+    "eva_giant_patch14_336": ("eva", SMALL),
+    "eva02_tiny_patch14_336": ("eva", SMALL),
+    "eva02_large_patch14_clip_336": ("eva", SMALL),
+    "eva02_enormous_patch14_clip_224": ("eva", SMALL),
+    "vit_mediumd_patch16_rope_reg1_gap_256": ("eva", SMALL),
+    "vit_small_patch16_rope_ape_224": ("eva", SMALL),
+    "vit_small_patch16_dinov3": ("eva", SMALL),
+    "vit_pe_core_gigantic_patch14_448": ("eva", SMALL),
+    "vit_pe_lang_large_patch14_448": ("eva", SMALL),
+}
+
+
+def small(name, **fields):
+    """The fields that make a model small."""
+    return {**RELATIVES.get(name, ("", SMALL))[1], **fields}
 
 
 def filled(reference, name, **fields):
     """timm's model, in evaluation mode."""
-    torch, model = reference("torch"), reference("timm").create_model(name, **{**SMALL, **fields})
+    torch, model = reference("torch"), reference("timm").create_model(name, **small(name, **fields))
     with torch.no_grad():
         for key, leaf in model.state_dict().items():
             leaf.copy_(torch.from_numpy(golden.fill(key, tuple(leaf.shape))))
@@ -33,15 +54,16 @@ def assert_equal(reference, ours, theirs, size, tolerance):
     np.testing.assert_allclose(vj.jit(ours)(images), wanted, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("size", [(48, 40), (16, 24)])
-@pytest.mark.parametrize("name", TOKENS)
+@pytest.mark.parametrize("size", [(48, 32), (16, 48)])
+@pytest.mark.parametrize("name", [*TOKENS, *RELATIVES])
 def test_another_resolution_equals_timm(reference, name, size):
-    module = reference("timm.models.deit" if name.startswith("deit") else "timm.models.vision_transformer")
+    file = "deit" if name.startswith("deit") else RELATIVES.get(name, ("vision_transformer",))[0]
+    module = reference(f"timm.models.{file}")
     weights = filled(reference, name).state_dict()
-    theirs = reference("timm").create_model(name, **{**SMALL, "img_size": size}).eval()
+    theirs = reference("timm").create_model(name, **small(name, img_size=size)).eval()
     convert = functools.partial(module.checkpoint_filter_fn, interpolation="bicubic", antialias=True)
     theirs.load_state_dict(convert(dict(weights), theirs), strict=True)
-    ours = vj.load_weights(vj.create_model(name, abstract=True, **{**SMALL, "img_size": size}), weights)
+    ours = vj.load_weights(vj.create_model(name, abstract=True, **small(name, img_size=size)), weights)
     assert_equal(reference, ours, theirs, size, 1e-4)
 
 

@@ -73,6 +73,10 @@ NEAR = (
     "efficientnetv2",
     "mnasnet",
     "mobilenetv3",
+    "vitamin",
+    "lookupvit",
+    "beit",
+    "eva",
 )
 
 

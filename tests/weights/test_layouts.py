@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vision_jax.layers.attention import KV, Attention, WideQKV
+from vision_jax.layers.attention import KV, Attention, FreeKeysQKV, Values, WideQKV
 from vision_jax.layers.conv import Conv
 from vision_jax.layers.glu import GLU
 from vision_jax.layers.linear import Linear, PointwiseConv
@@ -87,6 +87,19 @@ def test_keys_come_before_values_and_gates_before_what_they_gate(layers):
     assert torch["kv.bias"][1 * 6 + 0 * 3 + 1] == layers.kv.bias[1, 0, 1]
     np.testing.assert_array_equal(torch["glu.weight"][1 * 3 + 2], layers.glu.kernel[:, 1, 2])
     assert torch["glu.bias"][0 * 3 + 1] == layers.glu.bias[0, 1]
+
+
+def test_projections_of_fewer_parts():
+    for layer, rows in ((FreeKeysQKV(6, 2, 3), 18), (Values(6, 2, 3), 6)):
+        layer.bias.set_value(np.random.default_rng(0).normal(size=layer.bias.shape).astype(np.float32))
+        torch = state_dict(layer)
+        assert torch["weight"].shape == (rows, 6)
+        last = layer.kernel.shape[1] - 1
+        np.testing.assert_array_equal(torch["weight"][last * 6 + 1 * 3 + 2], layer.kernel[:, last, 1, 2])
+        np.testing.assert_array_equal(torch["bias"], layer.bias[...].reshape(-1))
+        again = load_weights(type(layer)(6, 2, 3), torch)
+        np.testing.assert_array_equal(again.kernel[...], layer.kernel[...])
+        np.testing.assert_array_equal(again.bias[...], layer.bias[...])
 
 
 def test_linen_keeps_heads_apart(layers):

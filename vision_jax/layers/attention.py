@@ -25,13 +25,14 @@ class QKV(nnx.Module):
     """
 
     parts = 3
+    biased = (0, 1, 2)  # those that have a bias, where there is any
 
     def __init__(
         self, dim, num_heads, head_dim, *, bias=True, init=trunc_normal, bias_init=zeros, dtype=jnp.float32
     ):  # fmt: skip
         self.dtype, fans = dtype, (dim, self.parts * num_heads * head_dim)
         self.kernel = param((dim, self.parts, num_heads, head_dim), init, fans)
-        self.bias = param((self.parts, num_heads, head_dim), bias_init, fans) if bias else None
+        self.bias = param((len(self.biased), num_heads, head_dim), bias_init, fans) if bias else None
 
     def __call__(self, *inputs):
         """One input for all, or one each for queries, keys and values, whose tokens may differ in number."""
@@ -43,8 +44,15 @@ class QKV(nnx.Module):
         # One product over heads and channels together: the result then lies in memory as kernels read it.
         kernel = self.kernel[:, i].astype(self.dtype)
         y = x.astype(self.dtype) @ kernel.reshape(len(kernel), -1)
-        y = y if self.bias is None else y + self.bias[i].astype(self.dtype).reshape(-1)
+        if self.bias is not None and i in self.biased:
+            y = y + self.bias[self.biased.index(i)].astype(self.dtype).reshape(-1)
         return y.reshape(*x.shape[:-1], *kernel.shape[1:])
+
+
+class FreeKeysQKV(QKV):
+    """The same, but keys have no bias: softmax would take it away (BEiT: Bao et al., 2021, arXiv:2106.08254)."""
+
+    biased = (0, 2)
 
 
 class HeadsFirstQKV(QKV):
@@ -59,6 +67,14 @@ class KV(QKV):
     """Keys and values, where the queries come from other tokens: [..., C] -> two [..., heads, head_dim]."""
 
     parts = 2
+    biased = (0, 1)
+
+
+class Values(QKV):
+    """Values alone, where the scores are known: [..., C] -> a list of one [..., heads, head_dim]."""
+
+    parts = 1
+    biased = (0,)
 
 
 class GatedQKV(ConvQKV):
@@ -68,6 +84,7 @@ class GatedQKV(ConvQKV):
     """
 
     parts = 4
+    biased = (0, 1, 2, 3)
 
 
 class WideQKV(nnx.Module):
@@ -103,28 +120,35 @@ class Attention(nnx.Module):
       qkv_bias: whether the projections to queries, keys and values have a bias.
       proj_bias: whether the projection of the result has a bias.
       qk_norm: a norm `(head_dim) -> module` on queries and keys, or None.
+      rotary: turns queries and keys, [B, N, heads, head_dim] -> the same, or None; hashable.
+      rel_pos: a module () -> [heads, N, N], which the scores gain, or None.
+      norm: a norm `(dim) -> module` on the result before its projection, or None.
       attn_drop, proj_drop: dropout of the attention weights and of the result.
       qkv, linear: what makes the projections, a `QKV` and a `Linear`.
       dtype: dtype of the computation; the softmax is at least float32.
     """
 
     def __init__(
-        self, dim, num_heads, *, qkv_bias=True, proj_bias=True, qk_norm=None, attn_drop=0.0, proj_drop=0.0, qkv=QKV,
-        linear=Linear, dtype=jnp.float32,
+        self, dim, num_heads, *, qkv_bias=True, proj_bias=True, qk_norm=None, rotary=None, rel_pos=None, norm=None,
+        attn_drop=0.0, proj_drop=0.0, qkv=QKV, linear=Linear, dtype=jnp.float32,
     ):  # fmt: skip
-        self.attn_drop, self.proj_drop = attn_drop, proj_drop
+        self.attn_drop, self.proj_drop, self.rotary, self.rel_pos = attn_drop, proj_drop, rotary, rel_pos
         head_dim = dim // num_heads
         self.qkv = qkv(dim, num_heads, head_dim, bias=qkv_bias, dtype=dtype)
         self.q_norm, self.k_norm = (qk_norm(head_dim), qk_norm(head_dim)) if qk_norm else (None, None)
+        self.norm = norm(dim) if norm else None
         self.proj = linear(dim, dim, bias=proj_bias, dtype=dtype)
 
     def __call__(self, x, train=None):
         q, k, v = self.qkv(x.reshape(x.shape[0], -1, x.shape[-1]))
         if self.q_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        probabilities = tap(self, "probabilities", attention_probabilities(q, k))
-        out = aggregate(dropout(probabilities, self.attn_drop, train), v)
-        return dropout(self.proj(out.reshape(x.shape)), self.proj_drop, train)
+        if self.rotary:
+            q, k = self.rotary(q), self.rotary(k)
+        bias = self.rel_pos() if self.rel_pos else None
+        probabilities = tap(self, "probabilities", attention_probabilities(q, k, bias=bias))
+        out = aggregate(dropout(probabilities, self.attn_drop, train), v).reshape(x.shape)
+        return dropout(self.proj(self.norm(out) if self.norm else out), self.proj_drop, train)
 
 
 def attention_scores(q, k, scale=None):

@@ -34,8 +34,8 @@ PLAIN, PLAIN_BIAS = Halves(Normal(0.02), Normal(1e-6)), Halves(zeros, ones)
 class GLU(nnx.Module):
     """Two linear maps of the same input, [..., C] -> two [..., hidden].
 
-    The kernel is stored [C, 2, hidden], so that the hidden features can be split over a mesh axis. The second half
-    starts as the constant one, as in timm: the layer starts as a plain network of the first.
+    The kernel is stored [C, 2, hidden], so that the hidden features can be split over a mesh axis. By default the
+    second half starts as the constant one, as in timm: the layer starts as a plain network of the first.
 
     Args:
       dim, hidden: channels in, and features of each half.
@@ -53,22 +53,32 @@ class GLU(nnx.Module):
         return [x @ kernel[:, i] + bias[i] for i in range(2)]
 
 
-class SwiGLU(nnx.Module):
-    """(silu(x W1 + b1) * (x W2 + b2)) W3 + b3, [..., C] -> [..., C] (arXiv:2002.05202, equation 6, with biases).
+class GatedMlp(nnx.Module):
+    """norm(act(x W1 + b1) * (x W2 + b2)) W3 + b3, [..., C] -> [..., C]: SwiGLU and its kin (arXiv:2002.05202).
+
+    Equations 5 and 6, with biases.
 
     Args:
       dim: channels.
       hidden: features of each half.
-      gate_last: whether the second of the two first maps is the gate.
-      glu, linear: `(din, dout) -> module` for the two first maps and for the last.
+      act: activation of the gate, the first of the two first maps.
+      gate_last: whether the second is.
+      norm: of their product, `(dim) -> module`, or None (sub-layer norm; Magneto: arXiv:2210.06423).
       drop: dropout rate after the product and after the result.
+      glu: `(dim, hidden, dtype=) -> module` for the halves; linear: `(hidden, dim, dtype=) -> module` for the last map.
       dtype: dtype of the computation.
     """
 
-    def __init__(self, dim, hidden, *, gate_last=False, glu=GLU, linear=Linear, drop=0.0, dtype=jnp.float32):
-        self.gate_last, self.drop = gate_last, drop
+    def __init__(
+        self, dim, hidden, *, act=jax.nn.silu, gate_last=False, norm=None, drop=0.0, glu=GLU, linear=Linear,
+        dtype=jnp.float32,
+    ):  # fmt: skip
+        self.act, self.gate_last, self.drop = act, gate_last, drop
         self.fc1, self.fc2 = glu(dim, hidden, dtype=dtype), linear(hidden, dim, dtype=dtype)
+        self.norm = norm(hidden) if norm else None
 
     def __call__(self, x, train=None):
         gate, value = reversed(self.fc1(x)) if self.gate_last else self.fc1(x)
-        return dropout(self.fc2(dropout(jax.nn.silu(gate) * value, self.drop, train)), self.drop, train)
+        x = dropout(self.act(gate) * value, self.drop, train)
+        x = self.norm(x) if self.norm else x
+        return dropout(self.fc2(x), self.drop, train)

@@ -38,12 +38,15 @@ gelu_tanh = functools.partial(jax.nn.gelu, approximate=True)
 
 
 class Mlp(nnx.Module):
-    """Two linear maps with an activation between, [..., C] -> [..., C] (Vaswani et al., 2017, equation 2)."""
+    """Two linear maps with an activation between, [..., C] -> [..., C] (Vaswani et al., 2017, equation 2).
 
-    def __init__(self, dim, hidden, *, act=gelu, norm=None, drop=0.0, linear=Linear, dtype=jnp.float32):
+    `linear`: `(din, dout, dtype=) -> module` for both; `last` for the second, where it is another.
+    """
+
+    def __init__(self, dim, hidden, *, act=gelu, norm=None, drop=0.0, linear=Linear, last=None, dtype=jnp.float32):
         self.act, self.drop = act, drop
         self.norm = norm(hidden) if norm else None  # of the hidden channels
-        self.fc1, self.fc2 = linear(dim, hidden, dtype=dtype), linear(hidden, dim, dtype=dtype)
+        self.fc1, self.fc2 = linear(dim, hidden, dtype=dtype), (last or linear)(hidden, dim, dtype=dtype)
 
     def __call__(self, x, train=None):
         x = dropout(self.act(self.fc1(x)), self.drop, train)

@@ -8,10 +8,13 @@ from vision_jax.parameters import batch_stat, ones, param, zeros
 
 
 class LayerNorm(nnx.Module):
-    """Normalises the channels of every token, [..., C] -> [..., C] (Ba et al., 2016, arXiv:1607.06450)."""
+    """Normalises the channels of every token, [..., C] -> [..., C] (Ba et al., 2016, arXiv:1607.06450).
 
-    def __init__(self, dim, *, epsilon, bias=True, scale_init=ones, dtype=jnp.float32):
-        self.epsilon, self.dtype = epsilon, dtype
+    With `offset` the parameter is the scale's difference from it.
+    """
+
+    def __init__(self, dim, *, epsilon, bias=True, scale_init=ones, offset=0.0, dtype=jnp.float32):
+        self.epsilon, self.offset, self.dtype = epsilon, offset, dtype
         self.scale = param((dim,), scale_init)
         self.bias = param((dim,), zeros) if bias else None
 
@@ -19,7 +22,7 @@ class LayerNorm(nnx.Module):
         x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
         x = x - x.mean(-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
-        x = x * self.scale[...]
+        x = x * (self.scale[...] + self.offset if self.offset else self.scale[...])
         return (x if self.bias is None else x + self.bias[...]).astype(self.dtype)
 
 

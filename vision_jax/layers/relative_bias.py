@@ -43,6 +43,34 @@ class RelativeBias(nnx.Module):
         return resample_relative_bias(array, self.window_size)
 
 
+class ClassRelativeBias(nnx.Module):
+    """The same with a class token before the patches, () -> [heads, 1 + N, 1 + N] (BEiT: arXiv:2106.08254).
+
+    Three rows more, [(2h-1) (2w-1) + 3, heads]: of the class token for the patches, of the patches for it, and of it
+    for itself.
+    """
+
+    def __init__(self, num_heads, window_size):
+        self.window_size, (h, w) = window_size, window_size
+        self.relative_position_bias_table = param(((2 * h - 1) * (2 * w - 1) + 3, num_heads), zeros)
+
+    def __call__(self):
+        return self.relative_position_bias_table[...][class_relative_index(*self.window_size)].transpose(2, 0, 1)
+
+    def resample(self, leaf, array):
+        """A table made for another window, at this one's; the class token's rows stay."""
+        return np.concatenate([resample_relative_bias(array[:-3], self.window_size), array[-3:]])
+
+
+@functools.cache
+def class_relative_index(height, width):
+    """`relative_index` with a class token before the patches, [1 + N, 1 + N]."""
+    offsets = (2 * height - 1) * (2 * width - 1)
+    index = np.pad(relative_index(height, width), ((1, 0), (1, 0)))
+    index[0], index[1:, 0], index[0, 0] = offsets, offsets + 1, offsets + 2
+    return index
+
+
 class RelativeBiasMap(nnx.Module):
     """A table for the key's position minus the query's, [heads, 2h-1, 2w-1], as the official MaxViT keeps it.
 

@@ -1,5 +1,6 @@
 """Rotary position embedding: queries and keys turned by angles that grow with their positions."""
 
+import dataclasses
 import functools
 
 import jax.numpy as jnp
@@ -20,8 +21,55 @@ def axial_angles(height, width, frequencies):
     return np.concatenate([rows * np.array(frequencies), columns * np.array(frequencies)], axis=1)
 
 
-def rotate(x, angles):
-    """Turns neighbouring pairs of channels, [B, *spatial, heads, head_dim] -> the same.
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+    """Turns queries or keys [B, prefix + N, heads, head_dim] by their patches' places in a grid.
+
+    A quarter of the channels' pairs each for one axis and its frequencies, temperature ** -(i / (head_dim / 4)).
+
+    Attributes:
+      grid: (rows, columns) of the patches; they have N = rows * columns tokens.
+      prefix: tokens before the patches, which are not turned.
+      temperature: the lowest frequency's inverse, but for one step.
+      reference: side of a square grid on which the places are scaled, so that a larger one has places in between
+        (EVA-02: Fang et al., 2023, arXiv:2303.11331), or None.
+      offset: added to every place before that.
+      columns_first: the columns' angles come before the rows'.
+      centred: places from -1 to 1, in turns, whatever the grid (DINOv3: Simeoni et al., 2025, arXiv:2508.10104).
+      halves: pairs are channels half of head_dim apart, not neighbours.
+    """
+
+    grid: tuple
+    prefix: int = 0
+    temperature: float = 10_000.0
+    reference: int | None = None
+    offset: float = 0.0
+    columns_first: bool = False
+    centred: bool = False
+    halves: bool = False
+
+    def __call__(self, x):
+        turned = rotate(x[:, self.prefix :], self.angles(x.shape[-1]), halves=self.halves)
+        return jnp.concatenate([x[:, : self.prefix], turned], axis=1) if self.prefix else turned
+
+    @functools.cache
+    def angles(self, head_dim):
+        """[N, head_dim / 2], float64, row by row."""
+        frequencies = self.temperature ** -(np.arange(head_dim // 4) / (head_dim // 4))
+        places = np.meshgrid(*(self._places(n) for n in self.grid), indexing="ij")
+        places = places[::-1] if self.columns_first else places
+        return np.concatenate([axis.reshape(-1, 1) * frequencies for axis in places], axis=1)
+
+    def _places(self, n):
+        """Of the patches along an axis of so many."""
+        places = np.arange(n) + self.offset
+        if self.centred:
+            return 2 * np.pi * ((2 * places + 1) / n - 1)
+        return places if self.reference is None else places / n * self.reference
+
+
+def rotate(x, angles, *, halves=False):
+    """Turns pairs of channels, [B, *spatial, heads, head_dim] -> the same.
 
     (x0, x1) becomes (x0 cos a - x1 sin a, x1 cos a + x0 sin a), so that a product of a query and a key depends on the
     difference of their positions (RoFormer: Su et al., 2021, arXiv:2104.09864, equation 34).
@@ -29,9 +77,11 @@ def rotate(x, angles):
     Args:
       x: queries or keys.
       angles: [tokens, head_dim / 2], the tokens in the order of the spatial axes.
+      halves: a pair is a channel of the first half and one of the second, not two neighbours.
     """
     wide = jnp.promote_types(x.dtype, jnp.float32)
     angles = angles.reshape(*x.shape[1:-2], 1, x.shape[-1] // 2)
     cos, sin = np.cos(angles).astype(wide), np.sin(angles).astype(wide)
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1).reshape(x.shape).astype(x.dtype)
+    first, second = jnp.split(x, 2, axis=-1) if halves else (x[..., 0::2], x[..., 1::2])
+    turned = first * cos - second * sin, second * cos + first * sin
+    return (jnp.concatenate(turned, -1) if halves else jnp.stack(turned, -1).reshape(x.shape)).astype(x.dtype)

@@ -56,7 +56,7 @@ class SpatialGate(nnx.Module):
         return u * self.proj(self.norm(v).swapaxes(1, 2)).swapaxes(1, 2)
 
 
-class GatedMlp(nnx.Module):
+class SpatiallyGatedMlp(nnx.Module):
     """An MLP with a spatial gate in its middle, [B, N, C] -> [B, N, C] (section 2)."""
 
     def __init__(self, dim, half, tokens, *, drop, dtype):
@@ -91,7 +91,7 @@ class GMLP(PatchModel):
         tokens, half = math.prod(patch_grid(c.img_size, c.patch_size)), int(c.embed_dim * c.mlp_ratio) // 2
 
         def block(index):
-            mlp = GatedMlp(c.embed_dim, half, tokens, drop=c.proj_drop_rate, dtype=c.dtype)
+            mlp = SpatiallyGatedMlp(c.embed_dim, half, tokens, drop=c.proj_drop_rate, dtype=c.dtype)
             return GatedBlock(c.embed_dim, norm=norm, mlp=mlp)
 
         super().__init__(config, block, norm)

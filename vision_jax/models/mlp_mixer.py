@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from vision_jax.layers.block import Block
 from vision_jax.layers.conv import pair
-from vision_jax.layers.glu import GLU, Halves, SwiGLU
+from vision_jax.layers.glu import GLU, GatedMlp, Halves
 from vision_jax.layers.linear import Linear
 from vision_jax.layers.mlp import Mlp
 from vision_jax.layers.norm import LayerNorm
@@ -55,7 +55,7 @@ class TokenMlp(AcrossTokens, Mlp):
     """An MLP across the tokens (equation 1, first line)."""
 
 
-class TokenSwiGLU(AcrossTokens, SwiGLU):
+class TokenGatedMlp(AcrossTokens, GatedMlp):
     """A gated one."""
 
 
@@ -91,7 +91,7 @@ class MlpMixer(PatchModel):
         kw, share = dict(linear=_LINEAR, drop=c.proj_drop_rate, dtype=c.dtype), 1
         across, within = TokenMlp, Mlp
         if c.mlp == "swiglu":
-            across, within, share = TokenSwiGLU, SwiGLU, 2
+            across, within, share = TokenGatedMlp, GatedMlp, 2
             kw |= dict(gate_last=True, glu=_GLU)
         tokens, channels = (int(c.embed_dim * ratio) // share for ratio in pair(c.mlp_ratio))
         count = math.prod(patch_grid(c.img_size, c.patch_size))

@@ -27,9 +27,9 @@ from vision_jax.names import dotted, is_stacked, names
 RULES = (
     # between the convolutions of a ResNet, which every device computes whole: so is its attention
     (r"\bself_attn\.q?kv\.kernel$", "fsdp"),
-    (r"\bq?kvo?\.(kernel|bias)$", "tensor:-2"),  # [C, parts, heads, head_dim]: the heads
+    (r"\b(q?kvo?|infuse\.v)\.(kernel|bias)$", "tensor:-2"),  # [C, parts, heads, head_dim]: the heads
     (r"\battn(_pool)?\.q\.(kernel|bias)$", "heads:-1"),  # [C, heads * head_dim]
-    (r"\battn(_pool)?\.proj\.kernel$", "heads:-2"),
+    (r"\b(attn(_pool)?|gather|infuse)\.proj\.kernel$", "heads:-2"),
     # MambaOut cuts gate, identity and rest from one projection, and devices would hold parts of two of them
     (r"\bblocks\.\w+\.(fc1\.(kernel|bias)|fc2\.kernel)$", "fsdp"),
     (r"\bfc1\.kernel$", "tensor:-1"),
@@ -83,7 +83,11 @@ def _owner(path):
 def _heads(tree):
     """The name of each attention -> its heads, from its keys' kernels [..., C, parts, heads, head_dim]."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {_owner(path): leaf.shape[-2] for path, leaf in leaves if re.search(r"\bq?kvo?\.kernel$", dotted(path))}
+    return {
+        _owner(path): leaf.shape[-2]
+        for path, leaf in leaves
+        if re.search(r"\b(q?kvo?|infuse\.v)\.kernel$", dotted(path))
+    }
 
 
 def _map(fn, tree):

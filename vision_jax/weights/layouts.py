@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vision_jax.layers.affine import Affine
-from vision_jax.layers.attention import KV, QKV, Attention, ConvQKV, HeadsFirstQKV, WideQKV
+from vision_jax.layers.attention import KV, QKV, Attention, ConvQKV, FreeKeysQKV, HeadsFirstQKV, Values, WideQKV
 from vision_jax.layers.attention_pool import AttentionPoolLatent
 from vision_jax.layers.batch_channel_norm import BatchChannelNorm
 from vision_jax.layers.conv import Conv
@@ -92,6 +92,16 @@ TORCH = {
     KV: _projections(2),
     Affine: {
         name: Rule(name, lambda a, _: a[None, None], lambda a, _: a.reshape(-1)) for name in ("alpha", "beta")
+    },
+    FreeKeysQKV: {"bias": _projections(2)["bias"]},
+    Values: {
+        # ours [C, 1, heads, head_dim], there [heads * head_dim, C]
+        "kernel": Rule(
+            "weight",
+            lambda a, _: a.reshape(len(a), -1).T,
+            lambda a, m: a.T.reshape(a.shape[1], 1, *_heads(m)),
+        ),
+        "bias": Rule("bias", lambda a, _: a.reshape(-1), lambda a, m: a.reshape(1, *_heads(m))),
     },
     MapLayerScale: {"gamma": Rule("gamma", lambda a, _: a[None, :, None, None], lambda a, _: a.reshape(-1))},
     # convolutions over the channels, and over the map alone, of three axes

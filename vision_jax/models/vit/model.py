@@ -1,7 +1,6 @@
 """The model: tokens of patches, a stack of blocks, a head."""
 
 import dataclasses
-import functools
 import math
 from typing import ClassVar
 
@@ -13,7 +12,7 @@ from vision_jax.layers.attention_pool import AttentionPoolLatent
 from vision_jax.layers.block import Block
 from vision_jax.layers.conv import pair
 from vision_jax.layers.drop import dropout, linear_rates
-from vision_jax.layers.glu import SwiGLU
+from vision_jax.layers.glu import GatedMlp
 from vision_jax.layers.linear import Linear
 from vision_jax.layers.mlp import Mlp, gelu, gelu_tanh
 from vision_jax.layers.norm import LayerNorm
@@ -39,7 +38,10 @@ class ViTConfig(ModelConfig):
       no_embed_class: positions for the patches alone, none for these tokens.
       global_pool: "token" reads the class token, "avg" averages the patches, "map" pools them by attention.
       fc_norm: normalise after pooling, not before; None means after "avg" only.
-      position: "learned", or "sincos2d", fixed (Better plain ViT baselines: Beyer et al., 2022, arXiv:2205.01580).
+      position: "learned", "none", or "sincos2d", fixed (Better plain ViT baselines: Beyer et al., 2022,
+        arXiv:2205.01580).
+      pre_norm: normalise the tokens before the first block too (CLIP); patches then have no bias.
+      pool_heads, pool_mlp_ratio: of the attention that "map" pools by, where they are not the blocks'.
       drop_edge: ignore the pixels beyond the last whole patch (SigLIP's 384 at patches of 14), else refused.
     """
 
@@ -59,6 +61,9 @@ class ViTConfig(ModelConfig):
     global_pool: str = "token"
     fc_norm: bool | None = None
     position: str = "learned"
+    pre_norm: bool = False
+    pool_heads: int | None = None
+    pool_mlp_ratio: float | None = None
     drop_edge: bool = False
     layer_scale_init: float | None = None
     pos_drop_rate: float = 0.0
@@ -71,7 +76,7 @@ class ViTConfig(ModelConfig):
         check(dim % heads == 0, f"embed_dim={dim} must be a multiple of num_heads={heads}")
         for field, allowed in (
             ("global_pool", ("token", "avg", "map")),
-            ("position", ("learned", "sincos2d")),
+            ("position", ("learned", "sincos2d", "none")),
             ("mlp", ("mlp", "swiglu")),
             ("act", tuple(_ACT)),
         ):
@@ -85,6 +90,13 @@ class ViTConfig(ModelConfig):
         patch_grid(self.img_size, self.patch_size, self.drop_edge)
 
 
+def settle(config, **values):
+    """Raises InputError unless these fields of a ViT's have the one value that a family allows."""
+    for field, value in values.items():
+        given = getattr(config, field)
+        check(given == value, f"{field}={given!r}: {type(config).__name__} has {field}={value!r} alone")
+
+
 class VisionTransformer(Model):
     """Images [B, H, W, C] -> logits [B, num_classes]; the two heads' logits where a distilled one is trained."""
 
@@ -93,46 +105,73 @@ class VisionTransformer(Model):
     inert = (r"attn\.qkv\.bias\[1\]$", r"attn_pool\.kv\.bias\[0\]$", r"attn\.k_norm\.bias$")
     torch_names: ClassVar = {"timm": (), "hf": HF, "hf_modules": HF_MODULES}
     linen_names: ClassVar = {"big_vision": BIG_VISION}
+    token_init, head_init = Normal(1e-6), trunc_normal  # of the class token and registers, of the head
+    pool_all = False  # whether "map" pools the tokens before the patches too
 
     def __init__(self, config):
         c = self.config = config
-        kw, norm = {"dtype": c.dtype}, functools.partial(LayerNorm, epsilon=1e-6, dtype=c.dtype)
-        dim, hidden = c.embed_dim, int(c.embed_dim * c.mlp_ratio)
+        kw, norm = {"dtype": c.dtype}, self.make_norm
+        dim = c.embed_dim
         self.grid = patch_grid(c.img_size, c.patch_size, c.drop_edge)
-        self.patch_embed = PatchEmbed(c.in_chans, dim, c.patch_size, **kw)
-        self.cls_token = param((1, 1, dim), Normal(1e-6)) if c.class_token else None
+        self.patch_embed = self.make_patch_embed()
+        self.cls_token = param((1, 1, dim), self.token_init) if c.class_token else None
         self.dist_token = param((1, 1, dim), trunc_normal) if c.distilled else None
-        self.reg_token = param((1, c.reg_tokens, dim), Normal(1e-6)) if c.reg_tokens else None
+        self.reg_token = param((1, c.reg_tokens, dim), self.token_init) if c.reg_tokens else None
         # tokens before the patches, and how many of them have a position
         self.prefix = int(c.class_token) + int(c.distilled) + c.reg_tokens
         self.placed = 0 if c.no_embed_class or c.position != "learned" else self.prefix
         tokens = self.placed + math.prod(self.grid)
         self.pos_embed = param((1, tokens, dim), trunc_normal) if c.position == "learned" else None
 
-        def block(index):
-            attn = Attention(
-                dim, c.num_heads, qkv_bias=c.qkv_bias, qk_norm=norm if c.qk_norm else None,
-                attn_drop=c.attn_drop_rate, proj_drop=c.proj_drop_rate, **kw,
-            )  # fmt: skip
-            if c.mlp == "swiglu":
-                mlp = SwiGLU(dim, hidden // 2, drop=c.proj_drop_rate, **kw)
-            else:
-                mlp = Mlp(dim, hidden, act=_ACT[c.act], drop=c.proj_drop_rate, **kw)
-            return Block(dim, attn=attn, mlp=mlp, norm=norm, layer_scale=c.layer_scale_init, **kw)
-
+        self.norm_pre = norm(dim) if c.pre_norm else None
         (rates,) = linear_rates(c.drop_path_rate, (c.depth,))
-        self.blocks = Stack(block, rates, scan=c.scan_blocks, remat=c.remat)
+        self.blocks = Stack(self.make_block, rates, scan=c.scan_blocks, remat=c.remat)
         norm_last = c.global_pool == "avg" if c.fc_norm is None else c.fc_norm
         self.norm, self.fc_norm = (None, norm(dim)) if norm_last else (norm(dim), None)
+        hidden = int(dim * (c.pool_mlp_ratio or c.mlp_ratio))
         self.attn_pool = (
-            AttentionPoolLatent(dim, c.num_heads, hidden, norm=norm, act=_ACT[c.act], **kw)
+            AttentionPoolLatent(dim, c.pool_heads or c.num_heads, hidden, norm=norm, act=_ACT[c.act], **kw)
             if c.global_pool == "map"
             else None
         )
-        self.head = Linear(dim, c.num_classes, **kw) if c.num_classes else None
-        self.head_dist = Linear(dim, c.num_classes, **kw) if c.num_classes and c.distilled else None
+        self.head = Linear(dim, c.num_classes, init=self.head_init, **kw) if c.num_classes else None
+        self.head_dist = (
+            Linear(dim, c.num_classes, init=self.head_init, **kw) if c.num_classes and c.distilled else None
+        )
         reduction = pair(c.patch_size)[0]
         self.feature_info = tuple(FeatureInfo(f"blocks.{i}", dim, reduction) for i in range(c.depth))
+
+    def make_patch_embed(self):
+        """Images [B, H, W, C] -> the map of patches [B, H/p, W/p, dim]."""
+        c = self.config
+        return PatchEmbed(c.in_chans, c.embed_dim, c.patch_size, bias=not c.pre_norm, dtype=c.dtype)
+
+    def make_norm(self, dim):
+        """The norm of all layers."""
+        return LayerNorm(dim, epsilon=1e-6, dtype=self.config.dtype)
+
+    def make_block(self, index):
+        """One of the blocks, [B, N, C] -> [B, N, C]."""
+        c = self.config
+        attn, mlp = self.make_attention(index), self.make_mlp(index)
+        scale = c.layer_scale_init
+        return Block(c.embed_dim, attn=attn, mlp=mlp, norm=self.make_norm, layer_scale=scale, dtype=c.dtype)
+
+    def make_attention(self, index):
+        """Its token mixer."""
+        c = self.config
+        return Attention(
+            c.embed_dim, c.num_heads, qkv_bias=c.qkv_bias, qk_norm=self.make_norm if c.qk_norm else None,
+            attn_drop=c.attn_drop_rate, proj_drop=c.proj_drop_rate, dtype=c.dtype,
+        )  # fmt: skip
+
+    def make_mlp(self, index):
+        """Its channel mixer."""
+        c = self.config
+        hidden, kw = int(c.embed_dim * c.mlp_ratio), dict(drop=c.proj_drop_rate, dtype=c.dtype)
+        if c.mlp == "swiglu":
+            return GatedMlp(c.embed_dim, hidden // 2, **kw)
+        return Mlp(c.embed_dim, hidden, act=_ACT[c.act], **kw)
 
     def forward_features(self, images, train=None, pyramid=False, out_indices=None):
         """Images [B, H, W, C] -> tokens [B, prefix + N, C]: the class token, DeiT's second, registers, the patches.
@@ -145,15 +184,18 @@ class VisionTransformer(Model):
         if self.grid != (H, W):
             here = f"images give {(H, W)} patches, the model has positions for {self.grid}"
             raise InputError(f"{here}: create_model(..., img_size={images.shape[1:3]})")
-        position = sincos_2d(H, W, C)[None] if self.pos_embed is None else self.pos_embed[...]
-        position = position.astype(x.dtype)
-        x = x.reshape(B, H * W, C) + position[:, self.placed :]
+        x = x.reshape(B, H * W, C)
+        if self.config.position != "none":
+            position = sincos_2d(H, W, C)[None] if self.pos_embed is None else self.pos_embed[...]
+            position = position.astype(x.dtype)
+            x = x + position[:, self.placed :]
         if self.prefix:
             tokens = (token for token in (self.cls_token, self.dist_token, self.reg_token) if token is not None)
             tokens = jnp.concatenate([token[...].astype(x.dtype) for token in tokens], axis=1)
             tokens = tokens + position[:, : self.placed] if self.placed else tokens
             x = jnp.concatenate([jnp.broadcast_to(tokens, (B, self.prefix, C)), x], axis=1)
         x = dropout(x, self.config.pos_drop_rate, train)
+        x = self.norm_pre(x) if self.norm_pre else x
         if pyramid:
             _, maps = self.blocks(x, train, collect=self.indices(out_indices))
             return [m[:, self.prefix :].reshape(B, H, W, C) for m in maps]
@@ -168,7 +210,7 @@ class VisionTransformer(Model):
         if c.global_pool == "token":
             x = x[:, 0]
         else:
-            x = x[:, self.prefix :]
+            x = x if self.attn_pool and self.pool_all else x[:, self.prefix :]
             x = self.attn_pool(x) if self.attn_pool else x.mean(axis=1)
         x = dropout(self.fc_norm(x) if self.fc_norm else x, c.drop_rate, train)
         return self.head(x) if self.head else x
@@ -180,4 +222,4 @@ class VisionTransformer(Model):
     def layer_groups(self):
         """(pattern, group) for layer-wise decay: the embedding, each block, the head."""
         blocks = tuple((rf"^blocks\.{i}\.", i + 1) for i in range(self.config.depth))
-        return ((r"^(patch_embed|(cls|dist|reg)_token|pos_embed)", 0), *blocks, (r"", self.config.depth + 1))
+        return ((r"^(patch_embed|(cls|dist|reg)_token|pos_embed|norm_pre)", 0), *blocks, (r"", self.config.depth + 1))

@@ -4,7 +4,15 @@ import dataclasses
 import re
 
 from vision_jax.models.vit.model import VisionTransformer, ViTConfig
-from vision_jax.registry import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, INCEPTION_STD, register
+from vision_jax.registry import (
+    CLIP_MEAN,
+    CLIP_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    INCEPTION_MEAN,
+    INCEPTION_STD,
+    register,
+)
 
 _SIZES = {  # width, depth, heads, and the MLP's ratio where it is not 4
     "tiny": (192, 12, 3),
@@ -26,7 +34,7 @@ _SIZES = {  # width, depth, heads, and the MLP's ratio where it is not 4
 }
 _IMAGENET = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD)
 _INCEPTION = dict(mean=INCEPTION_MEAN, std=INCEPTION_STD)
-_CLIP = dict(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
+_CLIP = dict(mean=CLIP_MEAN, std=CLIP_STD)
 _UNIT = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 _TAGS = {  # in what published weights differ from the model's own fields
     "augreg_in21k": dict(num_classes=21_843),
@@ -276,4 +284,14 @@ _register(
         ("deit3_huge_patch14_224", 632_126_440, 167.40, "fb_in1k fb_in22k_ft_in1k"),
     ),
     paper="2204.07118", no_embed_class=True, layer_scale_init=1e-6, crop_pct=0.9, **_IMAGENET,
+)  # fmt: skip
+_register(
+    (
+        ("eva_large_patch14_196", 304_142_312, 61.57, "in22k_ft_in22k_in1k in22k_ft_in1k"),
+        (
+            "eva_large_patch14_336", 304_531_432, 191.10,
+            {tag: dict(crop_mode="squash") for tag in ("in22k_ft_in22k_in1k", "in22k_ft_in1k")},
+        ),
+    ),
+    paper="2211.07636", global_pool="avg", crop_pct=1.0, licence="mit", **_CLIP,
 )  # fmt: skip

@@ -1,0 +1,37 @@
+"""EVA's descendants against timm: places between those of a smaller grid, centred ones, ones that count columns first.
+
+Grids are such that float32, in which the reference counts places, holds them exactly.
+"""
+
+from golden import Case
+
+SMALL = dict(patch_size=8, embed_dim=24, depth=2, num_heads=3, num_classes=7)
+EVA02 = dict(SMALL, img_size=(24, 32))
+DINO = dict(SMALL, img_size=(16, 32))
+
+CASES = {
+    "eva02": Case(
+        "eva02_base_patch16_clip_224",
+        dict(EVA02, rotary_reference=12),
+        "timm:eva02_base_patch16_clip_224",
+        dict(EVA02, ref_feat_shape=(12, 12)),
+        size=(24, 32),
+        init=dict(depth=2),
+    ),
+    "dinov3": Case(
+        "vit_small_plus_patch16_dinov3_qkvb",
+        DINO,
+        "timm:vit_small_plus_patch16_dinov3_qkvb",
+        dict(DINO, dynamic_img_size=False),
+        size=(16, 32),
+        init=dict(depth=2),
+    ),
+    "pe_core": Case(
+        "vit_pe_core_base_patch16_224",
+        dict(EVA02, rotary_reference=12, pool_heads=2, embed_dim=16, num_heads=4),
+        "timm:vit_pe_core_base_patch16_224",
+        dict(EVA02, ref_feat_shape=(12, 12), attn_pool_num_heads=2, embed_dim=16, num_heads=4),
+        size=(24, 32),
+        init=dict(depth=1),
+    ),
+}

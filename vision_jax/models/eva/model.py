@@ -1,0 +1,117 @@
+"""The model: a ViT with other positions, projections and norms."""
+
+import dataclasses
+import functools
+from typing import ClassVar
+
+from vision_jax.layers.attention import QKV, Attention, FreeKeysQKV
+from vision_jax.layers.block import Block
+from vision_jax.layers.glu import GLU, GatedMlp
+from vision_jax.layers.linear import Linear
+from vision_jax.layers.mlp import Mlp
+from vision_jax.layers.norm import LayerNorm
+from vision_jax.layers.rotary import Rotary
+from vision_jax.models.vit import VisionTransformer, ViTConfig, settle
+from vision_jax.parameters import Damped, Normal, trunc_normal, zeros
+from vision_jax.registry import check
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaConfig(ViTConfig):
+    """An EVA.
+
+    Attributes:
+      key_bias: whether keys have a bias, where queries and values have.
+      mlp_norm: normalise the hidden features, attn_norm: the heads' results, both before their projection.
+      norm_last: normalise what each branch gives, not what it gets (the largest EVA-02).
+      final_norm: normalise the last tokens at all.
+      rotary: None, "index" for positions counted in patches, or "centred", from -1 to 1.
+      rotary_reference, rotary_temperature, rotary_offset, rotary_columns_first: as in `layers.rotary.Rotary`.
+      norm_epsilon: of all norms.
+    """
+
+    global_pool: str = "avg"
+    key_bias: bool = False
+    mlp_norm: bool = False
+    attn_norm: bool = False
+    norm_last: bool = False
+    final_norm: bool = True
+    rotary: str | None = None
+    rotary_reference: int | None = None
+    rotary_temperature: float = 10_000.0
+    rotary_offset: float = 0.0
+    rotary_columns_first: bool = False
+    norm_epsilon: float = 1e-6
+
+    def __post_init__(self):
+        super().__post_init__()
+        settle(self, distilled=False, act="gelu", qk_norm=False)
+        check(self.rotary in (None, "index", "centred"), f"rotary={self.rotary!r}: None, 'index' or 'centred'")
+        width = self.embed_dim // self.num_heads
+        check(
+            not self.rotary or width % 4 == 0,
+            f"rotary={self.rotary!r} needs heads of 4 n channels, embed_dim / num_heads is {width}",
+        )
+
+
+class Eva(VisionTransformer):
+    """Images [B, H, W, C] -> logits [B, num_classes]."""
+
+    inert = (r"attn_pool\.kv\.bias\[0\]$",)  # of the blocks' keys it is turned, where they have one
+    linen_names: ClassVar = {}
+    token_init, head_init, pool_all = trunc_normal, Normal(2e-5), True
+
+    def __init__(self, config):
+        super().__init__(config)
+        if not config.final_norm:
+            self.norm = self.fc_norm = None
+
+    @property
+    def torch_names(self):
+        """Where the hidden features are normalised, queries, keys and values lie apart, and so do the gate and what it
+        gates; these, too, with centred positions.
+        """
+        c, names = self.config, [(r"\.ls(\d)\.gamma$", r".gamma_\1")]
+        if c.mlp_norm:
+            names.append((r"\.attn\.qkv\.bias$", (".attn.q_proj.bias", ".attn.v_proj.bias")))
+            names.append((r"\.attn\.qkv\.", (".attn.q_proj.", ".attn.k_proj.", ".attn.v_proj.")))
+        elif not c.key_bias:
+            names.append((r"\.attn\.qkv\.bias$", (".attn.q_bias", ".attn.v_bias")))
+        if c.mlp == "swiglu" and (c.mlp_norm or c.rotary == "centred"):
+            names.append((r"\.mlp\.fc1\.", (".mlp.fc1_g.", ".mlp.fc1_x.")))
+        return {"timm": tuple(names)}
+
+    def make_norm(self, dim):
+        """The norm of all layers."""
+        return LayerNorm(dim, epsilon=self.config.norm_epsilon, dtype=self.config.dtype)
+
+    def make_block(self, index):
+        """One of the blocks, [B, N, C] -> [B, N, C]."""
+        c, parts = self.config, dict(attn=self.make_attention(index), mlp=self.make_mlp(index), norm=self.make_norm)
+        return Block(c.embed_dim, **parts, norm_last=c.norm_last, layer_scale=c.layer_scale_init, dtype=c.dtype)
+
+    def make_attention(self, index):
+        """The token mixer of a block."""
+        c, rotary = self.config, None
+        if c.rotary:
+            centred = c.rotary == "centred"
+            rotary = Rotary(
+                self.grid, self.prefix, c.rotary_temperature, c.rotary_reference, c.rotary_offset,
+                c.rotary_columns_first, centred=centred, halves=centred,
+            )  # fmt: skip
+        return Attention(
+            c.embed_dim, c.num_heads, qkv_bias=c.qkv_bias, rotary=rotary,
+            norm=self.make_norm if c.attn_norm else None, attn_drop=c.attn_drop_rate, proj_drop=c.proj_drop_rate,
+            qkv=QKV if c.key_bias else FreeKeysQKV, linear=functools.partial(Linear, init=Damped(trunc_normal)),
+            dtype=c.dtype,
+        )  # fmt: skip
+
+    def make_mlp(self, index):
+        """The channel mixer of a block."""
+        c, last = self.config, functools.partial(Linear, init=Damped(trunc_normal))
+        kw = dict(norm=self.make_norm if c.mlp_norm else None, drop=c.proj_drop_rate, dtype=c.dtype)
+        hidden = int(c.embed_dim * c.mlp_ratio)
+        if c.mlp == "swiglu":
+            glu = functools.partial(GLU, init=trunc_normal, bias_init=zeros)
+            return GatedMlp(c.embed_dim, hidden, glu=glu, linear=last, **kw)
+        return Mlp(c.embed_dim, hidden, last=last, **kw)
