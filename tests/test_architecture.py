@@ -16,6 +16,7 @@ FLOORS = {
     "errors": 0,
     "names": 0,
     "mesh": 0,
+    "devices": 0,
     "kernels": 1,
     "functional": 1,
     "parameters": 1,

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vision_jax.devices import batch_that_fits, out_of_memory
 from vision_jax.errors import InputError, unknown
 from vision_jax.names import STACKED, any_block, block_of, is_phase
 from vision_jax.parameters import draw_jax
@@ -167,6 +168,10 @@ def jit(model):
     """A compiled `predict(images, **options)` of the model in evaluation mode; later changes of the model are not seen.
 
     The options are static: `predict(images, method="forward_features", pyramid=True)`.
+
+    Raises:
+      InputError: from predict: the images' shape or dtype; a device's memory does not suffice, with the batch for which
+        it would.
     """
     static, variables = split(model)
 
@@ -174,7 +179,22 @@ def jit(model):
     def call(variables, images, options):
         return apply(static, variables, images, **dict(options))[0]
 
-    return lambda images, **options: call(variables, images, tuple(sorted(options.items())))
+    def predict(images, **options):
+        options = tuple(sorted(options.items()))
+        try:
+            return call(variables, images, options)
+        except jax.errors.JaxRuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            reason = error
+        batch, rest = len(images), images.shape[1:]
+        fits = batch_that_fits(
+            lambda n: call.lower(variables, jax.ShapeDtypeStruct((n, *rest), images.dtype), options).compile(), batch
+        )
+        told = f"a batch of {fits} would" if fits else "not even one would: dtype=jnp.bfloat16, or a smaller img_size"
+        raise InputError(f"a batch of {batch} images does not fit in the device's memory; {told}") from reason
+
+    return predict
 
 
 def replace(model, pattern, wrap):

@@ -119,6 +119,7 @@ def run(argv):
 
         index = processes.start(args.coordinator, args.num_processes, args.process_id)
         processes.agree({"vision_jax": __version__, "jax": jax.__version__})
+    from vision_jax.devices import check_devices
     from vision_jax.train import config as configs
     from vision_jax.train.logs import configure_logging
 
@@ -131,6 +132,7 @@ def run(argv):
         from vision_jax.train.compile_only import compile_only
 
         return 0 if compile_only(config, args.compile_only, args.workdir) else 1
+    check_devices()
     if args.mode == "train":
         from vision_jax.train.loop import train
 

@@ -79,6 +79,9 @@ class Model(nnx.Module):
             if images.ndim == 4 and images.shape[1] == self.config.in_chans:
                 message += " They look channels-first: images.transpose(0, 2, 3, 1)."
             raise InputError(message)
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            told = f"images are {images.dtype}: normalised floats are wanted, as vj.preprocessing(model) gives"
+            raise InputError(f"{told}, or (images / 255 - mean) / std")
         return self.forward_head(self.forward_features(images, train), train)
 
     def dense_logits(self, images):

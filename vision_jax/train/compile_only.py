@@ -16,15 +16,14 @@ import numpy as np
 
 from vision_jax import registry
 from vision_jax.data import load_source
-from vision_jax.data.pipeline import TYPES
 from vision_jax.data.sources import check_source
 from vision_jax.data.sources.stand_in import SIZES, StandIn
 from vision_jax.errors import InputError
 from vision_jax.parallel import ahead, topology
 from vision_jax.parallel.chips import GIB
 from vision_jax.parallel.macs import count
-from vision_jax.parallel.sharding import batch_sharding, replicated
 from vision_jax.train import config as configs
+from vision_jax.train.lowered import batch_shapes, lower
 from vision_jax.train.run import build
 
 logger = logging.getLogger(__name__)
@@ -115,25 +114,6 @@ def _readable(compiled):
         logger.info("this JAX cannot read the program: compiling again, collectives not handed to sparse cores")
         return False
     return True
-
-
-def lower(run):
-    """The training step lowered for the run's mesh, as `jax.jit(...).lower(...)` gives it."""
-    with jax.set_mesh(run.mesh):
-        return run.train_step().lower(run.state_shapes(), batch_shapes(run), _frozen_shapes(run))
-
-
-def batch_shapes(run):
-    """The shapes of a batch of the loop's, with shardings."""
-    place, size = batch_sharding(run.mesh), run.config.data.batch_size
-    shapes = {"image": (size, *run.train_shape), "label": (size,), "replaced": (size,)}
-    return {key: jax.ShapeDtypeStruct(shape, TYPES[key], sharding=place) for key, shape in shapes.items()}
-
-
-def _frozen_shapes(run):
-    place = replicated(run.mesh)
-    shapes = run.task.frozen_shapes()
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes)
 
 
 def model_flops(run):

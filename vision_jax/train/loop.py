@@ -1,6 +1,7 @@
 """Training: from a config to a trained model, stopping and resuming at any moment."""
 
 import contextlib
+import functools
 import logging
 import os
 import pathlib
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 
 from vision_jax.data import train_batches
+from vision_jax.devices import batch_that_fits, out_of_memory
 from vision_jax.errors import DivergedError, InputError
 from vision_jax.names import names
 from vision_jax.parallel.processes import agree, local_rows, place, share, to_global
@@ -20,6 +22,7 @@ from vision_jax.train.checkpoint import Checkpointer
 from vision_jax.train.config import differences, flat, read_config, save_config
 from vision_jax.train.evaluate import evaluate
 from vision_jax.train.logs import MetricLog
+from vision_jax.train.lowered import compiled_at, examples_at_once
 from vision_jax.train.overview import parameter_overview
 from vision_jax.train.report import report
 from vision_jax.train.run import build
@@ -176,7 +179,7 @@ class _Loop:
             if self.asked:
                 return self._stop(step - 1, state)
             self._profile_from(step)
-            state, scalars = self.train_step(state, self._next_batch(), self.frozen)
+            state, scalars = self._step(state)
             self._check_previous()  # one step behind, so that the device is never waited for
             self.pending = (step, scalars)
             last = step == total
@@ -197,6 +200,20 @@ class _Loop:
             metrics = self._evaluate(first, state, last=True, anew=False)
         self.saver.wait()
         return metrics
+
+    def _step(self, state):
+        try:
+            return self.train_step(state, self._next_batch(), self.frozen)
+        except jax.errors.JaxRuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            reason = error
+        batch = examples_at_once(self.run)
+        fits = batch_that_fits(functools.partial(compiled_at, self.run), batch)
+        told = f"a step with {batch} images at once on a device does not fit in its memory"
+        fix = "a larger --config.mesh.fsdp, or --config.model.remat=full"
+        fix = f"--config.optim.device_batch={fits} does, and keeps the batch by accumulation; or {fix}" if fits else fix
+        raise InputError(f"{told}: {fix}") from reason
 
     def _next_batch(self):
         batch = {k: v for k, v in next(self.batches).items() if k != "index"}
