@@ -143,7 +143,7 @@ def colours(pixels, maps, names, title=""):
         for axes, (values, shares), name in zip(row[1:], maps, names, strict=True):
             _show(axes, nearest(values[i], pixels.shape[1:3]))
             if i == 0:
-                told = f"{name}\n{values.shape[1]} x {values.shape[2]}, {shares.sum():.0%} of the variance"
+                told = f"{name}, {values.shape[1]} x {values.shape[2]}\n{shares.sum():.0%} of the variance"
                 axes.set_title(told, fontsize=8)
     about = "Features' first three principal components as red, green, blue: like colours, like features"
     figure.suptitle(_titled(about, title), fontsize=10)
