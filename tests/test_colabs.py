@@ -11,7 +11,7 @@ from nbclient import NotebookClient
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PICTURES = {  # notebook -> its cells that show one
     "quickstart": ["classes", "features"],
-    "finetune": ["folder", "curves", "predictions", "confusion", "gradcam", "gradcam-grass"],
+    "finetune": ["folder", "curves", "predictions", "confusion", "rollout"],
     "attention": [
         *(
             f"{kind}-{model}"

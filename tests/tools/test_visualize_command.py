@@ -67,6 +67,18 @@ def test_some_of_many():
     assert figures.evenly("abc", 4) == [*"abc"]
 
 
+def test_no_evidence_is_dark(monkeypatch):
+    """Not the middle of a scale that was made for nothing."""
+    scales = []
+    show = figures._show
+    monkeypatch.setattr(figures, "_show", lambda axes, *args, **how: scales.append(how) or show(axes, *args, **how))
+    figures.overlay(np.zeros((1, 8, 8, 3), np.uint8), np.zeros((1, 2, 2)), [""], "evidence, %")
+    assert [(how["vmin"], how["vmax"]) for how in scales if how.get("cmap") == "viridis"] == [(0, 100)] * 2
+    scales.clear()
+    figures.overlay(np.zeros((1, 8, 8, 3), np.uint8), np.float32([[[1, 1], [2, 4]]]), [""], "share, %", share=True)
+    assert [(how["vmin"], how["vmax"]) for how in scales if how.get("cmap") == "viridis"] == [(12.5, 50)] * 2
+
+
 @pytest.mark.heavy
 def test_the_command(tmp_path, files, capsys):
     model = vj.create_model("vit_tiny_patch16_224", **{**tiny.VIT, "img_size": 32, "patch_size": 8}, seed=1)

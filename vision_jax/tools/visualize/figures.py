@@ -74,14 +74,15 @@ def overlay(pixels, maps, names, label, title="", share=False):
     grid = figure.subplots(len(maps), 3, squeeze=False)
     for picture, values, name, row in zip(pixels, maps, names, grid, strict=True):
         values = 100 * values / ((values.sum() if share else values.max()) or 1)
-        size, low = picture.shape[:2], values.min() if share else 0  # shares differ by little from one another
+        # shares differ by little from one another; where there is no evidence at all, it is 0 of 100
+        low, high = (values.min(), values.max()) if share else (0, 100)
+        size, scale = picture.shape[:2], dict(cmap="viridis", vmin=low, vmax=high)
         _show(row[0], picture)
         row[0].set_ylabel(name, fontsize=8)
-        drawn = _show(row[1], nearest(values, size), cmap="viridis", vmin=low)
+        drawn = _show(row[1], nearest(values, size), **scale)
         row[1].set_title("{} x {} tokens".format(*values.shape), fontsize=8)
-        smooth = bilinear(values, size)
         _show(row[2], picture.mean(axis=2), cmap="gray", vmin=0, vmax=255)
-        _show(row[2], smooth, cmap="viridis", vmin=low, alpha=0.6)
+        _show(row[2], bilinear(values, size), alpha=0.6, **scale)
         row[2].set_title("over the image", fontsize=8)
         bar = figure.colorbar(drawn, ax=list(row), fraction=0.02, pad=0.01)
         bar.ax.tick_params(labelsize=7)
