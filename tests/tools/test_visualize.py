@@ -306,8 +306,11 @@ def test_grad_cam_of_what_is_not_there(options, message):
 
 def test_scanned_blocks_are_refused():
     model = tiny.vit(scan_blocks=True)
+    for picture in (visualize.attention_maps, visualize.rollout, visualize.grad_cam):
+        with pytest.raises(InputError, match="scan_blocks=True: pictures need unrolled blocks"):
+            picture(model, images(model))
     with pytest.raises(InputError, match="scan_blocks=True"):
-        visualize.attention_maps(model, images(model))
+        visualize.relative_biases(model)
 
 
 def test_maps_are_resized():

@@ -9,7 +9,7 @@ from sklearn.datasets import load_sample_image
 import tiny
 import vision_jax as vj
 from vision_jax.errors import InputError
-from vision_jax.tools.visualize import KINDS, figures, picture, possible, prepare
+from vision_jax.tools.visualize import KINDS, figures, kinds, picture, possible, prepare
 from vision_jax.tools.visualize.__main__ import main
 
 VIT = [f"--field={name}={value}" for name, value in {**tiny.VIT, "img_size": 32, "patch_size": 8}.items()]
@@ -67,6 +67,15 @@ def test_some_of_many():
     assert figures.evenly("abc", 4) == [*"abc"]
 
 
+def test_a_query_is_a_place_on_the_image(monkeypatch):
+    model = vj.create_model("vit_tiny_patch16_224", **{**tiny.VIT, "img_size": 32, "patch_size": 8})
+    seen = []
+    monkeypatch.setattr(kinds, "rollout", lambda model, images, query: seen.append(query) or np.ones((1, 4, 4)))
+    for query in (None, "class", (0.3, 1), (0, 0.75)):
+        picture(model, "rollout", [skimage.data.chelsea()], query=query)
+    assert seen == [None, "class", (1, 3), (0, 3)]
+
+
 def test_no_evidence_is_dark(monkeypatch):
     """Not the middle of a scale that was made for nothing."""
     scales = []
@@ -94,8 +103,8 @@ def test_the_command(tmp_path, files, capsys):
         assert shown.std() > 20
         assert len(np.unique(shown.reshape(-1, 3), axis=0)) > 100
     trained = (out / "gradcam.png").read_bytes()
-    assert main([*command, "gradcam", "attention", "--layers=blocks.2.*", "--query=0.9,0", "--label=3"]) == 0
-    assert capsys.readouterr().out.count("wrote") == 3
+    assert main([*command, "gradcam", "rollout", "attention", "--layers=blocks.2.*", "--query=0.9,0", "--label=3"]) == 0
+    assert capsys.readouterr().out.count("wrote") == 4
     assert (out / "gradcam.png").read_bytes() != trained
 
 

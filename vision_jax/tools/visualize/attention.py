@@ -22,7 +22,7 @@ from vision_jax.layers.neighborhood import NeighborhoodAttention
 from vision_jax.layers.window import WindowAttention
 from vision_jax.models.swin_v2 import CosineWindowAttention
 from vision_jax.names import any_block
-from vision_jax.tools.visualize.grids import grid_of, in_order
+from vision_jax.tools.visualize.grids import check_unrolled, grid_of, in_order
 
 
 class AttentionMap(NamedTuple):
@@ -117,8 +117,7 @@ def placed_keys(model, images):
     Raises:
       InputError: blocks that are scanned.
     """
-    if getattr(model.config, "scan_blocks", False):
-        raise InputError("scan_blocks=True: attention is read off unrolled blocks; the same weights load into them")
+    check_unrolled(model)
     static, variables = split(model)
     taps = jax.eval_shape(lambda v, x: apply(static, v, x, capture="*")[1]["captured"], variables, images)
     modules = {any_block(path): part for path, part in nnx.iter_modules(model)}

@@ -8,7 +8,7 @@ import functools
 import numpy as np
 from PIL import Image
 
-from vision_jax.tools.visualize.grids import bilinear, nearest
+from vision_jax.tools.visualize.grids import bilinear, cell, nearest
 from vision_jax.train.pictures import new_figure, rendered
 
 WIDTH = 9.0  # inches of 100 pixels
@@ -194,8 +194,7 @@ def _cell(layer, query):
     """A query as `AttentionMap.seen_from` takes it."""
     if query == "class" or (query is None and layer.prefix):
         return "class"
-    query = (0.5, 0.5) if query is None else query
-    return tuple(min(int(place * side), side - 1) for place, side in zip(query, layer.grid, strict=True))
+    return cell((0.5, 0.5) if query is None else query, layer.grid)
 
 
 def _mark(row, where, grid, size):

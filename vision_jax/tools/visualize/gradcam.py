@@ -9,7 +9,7 @@ from flax import nnx
 
 from vision_jax.errors import InputError
 from vision_jax.functional import apply, at, replace, split, tap
-from vision_jax.tools.visualize.grids import as_map, grid_of
+from vision_jax.tools.visualize.grids import as_map, check_unrolled, grid_of
 
 
 class Moved(nnx.Module):
@@ -54,6 +54,7 @@ def grad_cam(model, images, labels=None, layer=None):
     """
     if not model.config.num_classes:
         raise InputError(f"Grad-CAM needs a classifier: {model.name} was created with num_classes=0")
+    check_unrolled(model)
     layer = layer or default_layer(model)
     images = jnp.asarray(images)
     static, variables, shape = _moved(model, images, layer)

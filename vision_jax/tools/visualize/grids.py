@@ -26,9 +26,20 @@ def grid_of(model, name, tokens, size):
     return (tuple(grid), prefix) if prefix in {0, 1, getattr(model, "prefix", 0)} else None
 
 
+def check_unrolled(model):
+    """Raises `InputError` where blocks are scanned: pictures need each by its own name."""
+    if getattr(model.config, "scan_blocks", False):
+        raise InputError("scan_blocks=True: pictures need unrolled blocks, into which the same weights load: set False")
+
+
 def in_order(names):
     """Dotted names with their numbers in order: blocks.2 before blocks.10."""
     return sorted(names, key=lambda name: [(len(part), part) for part in name.split(".")])
+
+
+def cell(place, grid):
+    """The (row, column) of a grid in which a place of the image lies, (down, right) in 0..1."""
+    return tuple(min(int(part * side), side - 1) for part, side in zip(place, grid, strict=True))
 
 
 def as_map(features, grid):

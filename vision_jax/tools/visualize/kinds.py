@@ -8,6 +8,7 @@ from vision_jax.tools.visualize import figures
 from vision_jax.tools.visualize.attention import attention_maps, placed_keys
 from vision_jax.tools.visualize.features import feature_colours
 from vision_jax.tools.visualize.gradcam import default_layer, grad_cam, has_map
+from vision_jax.tools.visualize.grids import cell
 from vision_jax.tools.visualize.receptive_field import effective_side, receptive_field
 from vision_jax.tools.visualize.relative_bias import has_bias, relative_biases
 from vision_jax.tools.visualize.rollout import refusal, rollout
@@ -82,7 +83,8 @@ def _attention(model, images, pixels, *, layers, query, title, **_):
 
 
 def _rollout(model, images, pixels, *, query, title, **_):
-    shares = rollout(model, images, query)
+    *_, (_, last, _) = placed_keys(model, images).values()
+    shares = rollout(model, images, query if query in (None, "class") else cell(query, last))
     told = f"{title}: attention rollout, how much of each place reaches the output"
     return figures.overlay(pixels, shares, [""] * len(images), "share of the whole, %", told, share=True)
 

@@ -12,7 +12,7 @@ from vision_jax.layers.relative_bias import RelativeBias, RelativeBiasMap, Relat
 from vision_jax.layers.window import WindowAttention
 from vision_jax.models.swin_v2 import ContinuousBias
 from vision_jax.names import any_block
-from vision_jax.tools.visualize.grids import in_order
+from vision_jax.tools.visualize.grids import check_unrolled, in_order
 
 OF_WINDOWS = (RelativeBias, RelativeBiasMap, RelativeBiasMlp, ContinuousBias)  # called, they give [heads, N, N]
 
@@ -45,8 +45,7 @@ def relative_biases(model, layers="*"):
     Raises:
       InputError: the model has none, or none matches; blocks that are scanned.
     """
-    if getattr(model.config, "scan_blocks", False):
-        raise InputError("scan_blocks=True: biases are read off unrolled blocks; the same weights load into them")
+    check_unrolled(model)
     found = {}
     for path, module in nnx.iter_modules(model):
         bias = _bias(module)
