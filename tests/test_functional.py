@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 import tiny
 from vision_jax import functional
 from vision_jax.errors import InputError
-from vision_jax.functional import Train, apply, init, merge, replace, split, tap
+from vision_jax.functional import Train, apply, init, merge, offer, replace, split, tap
 from vision_jax.layers.linear import Linear
 from vision_jax.layers.norm import BatchNorm
 from vision_jax.layers.stack import Stack
@@ -51,6 +51,22 @@ def net():
 @pytest.fixture
 def x():
     return tiny.normal(8, 3)
+
+
+def test_what_is_offered_is_made_only_where_it_is_captured():
+    class Offering(Net):
+        def __call__(self, x, train=None):
+            offer(self, "twice", lambda: made.append(2 * x) or made[-1])
+            return x
+
+    made = []
+    static, variables = split(Offering())
+    apply(static, variables, 1.0)
+    _, state = apply(static, variables, 1.0, capture="twi*")
+    assert (made, state["captured"]) == ([2.0], {"twice": 2.0})
+    with pytest.raises(InputError, match="did you mean 'twice'"):
+        apply(static, variables, 1.0, capture="twic")
+    assert len(made) == 1
 
 
 def test_split_gives_plain_trees_by_kind(net):

@@ -301,10 +301,10 @@ class _Scope:
     def wants(self, full):
         return any(fnmatch.fnmatch(full, pattern) for pattern in self.patterns)
 
-    def offer(self, name, x):
+    def offer(self, name, make):
         self.offered.update(self.full(name))
         if any(map(self.wants, self.full(name))):
-            self.captured[name] = x
+            self.captured[name] = make()
 
 
 _scope = contextvars.ContextVar("scope", default=None)
@@ -321,10 +321,15 @@ def _within(scope):
 
 def tap(module, name, x):
     """x, which a caller may have captured under the module's name and this one: `x = tap(self, "attn", x)`."""
+    offer(module, name, lambda: x)
+    return x
+
+
+def offer(module, name, make):
+    """A tap of what the call itself does without: `make()`, called only where it is captured."""
     scope = _scope.get()
     if scope is not None and scope.patterns:
-        scope.offer(f"{scope.names.get(id(module), '')}.{name}".strip("."), x)
-    return x
+        scope.offer(f"{scope.names.get(id(module), '')}.{name}".strip("."), make)
 
 
 def module_name(module):
@@ -351,4 +356,4 @@ def emit(captured, names, stacked):
     scope = _scope.get()
     for name, value in captured.items():
         for i, block in enumerate(names):
-            scope.offer(f"{block}.{name}", value[i] if stacked else value)
+            scope.offer(f"{block}.{name}", lambda value=value, i=i: value[i] if stacked else value)

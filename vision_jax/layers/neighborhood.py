@@ -1,10 +1,12 @@
 """Attention to the neighborhood of each pixel. Windows and dilation are in `kernels.neighborhood_attention`."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vision_jax.kernels import neighborhood_attention
+from vision_jax.functional import offer
+from vision_jax.kernels import neighborhood_attention, neighborhood_scores
 from vision_jax.layers.attention import QKV
 from vision_jax.layers.conv import pair
 from vision_jax.layers.drop import dropout
@@ -41,9 +43,9 @@ class NeighborhoodAttention(nnx.Module):
         least = (k * d for k, d in zip(self.kernel_size, self.dilation, strict=True))
         pads = [(0, max(0, n - size)) for n, size in zip(least, (H, W), strict=True)]
         q, k, v = self.qkv(jnp.pad(x, ((0, 0), *pads, (0, 0))))
-        out = neighborhood_attention(q, k, v, kernel_size=self.kernel_size, dilation=self.dilation, bias=self.rpb[...])[
-            :, :H, :W
-        ]
+        options = dict(kernel_size=self.kernel_size, dilation=self.dilation, bias=self.rpb[...])
+        offer(self, "probabilities", lambda: jax.nn.softmax(neighborhood_scores(q, k, **options)[:, :H, :W], axis=-1))
+        out = neighborhood_attention(q, k, v, **options)[:, :H, :W]
         return dropout(self.proj(out.reshape(x.shape)), self.proj_drop, train)
 
     def resample(self, leaf, array):

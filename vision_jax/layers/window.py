@@ -1,8 +1,12 @@
 """Attention inside the windows of a map. Partition, cyclic shift and its mask are in `kernels.window_attention`."""
 
+import functools
+
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from vision_jax.functional import offer
 from vision_jax.kernels import window_attention
 from vision_jax.layers.attention import QKV
 from vision_jax.layers.drop import dropout
@@ -41,13 +45,33 @@ class WindowAttention(nnx.Module):
         q, k, v = self.qkv(pad_to_windows(x, self.window_size, self.shift))
         table = self.relative_position_bias_table
         bias = None if table is None else relative_bias(table[...], self.window_size)
-        out = window_attention(q, k, v, window_size=self.window_size, shift=self.shift, bias=bias)
+        attend = functools.partial(window_attention, q, k, window_size=self.window_size, shift=self.shift, bias=bias)
+        offer(self, "probabilities", lambda: window_probabilities(attend, q, x.shape[1:3]))
+        out = attend(v)
         out = crop_windows(out, x.shape[1:3], self.shift)
         return dropout(self.proj(out.reshape(x.shape)), self.proj_drop, train)
 
     def resample(self, leaf, array):
         """A parameter made for another window, at this one's."""
         return resample_relative_bias(array, self.window_size) if leaf == "relative_position_bias_table" else array
+
+
+def window_probabilities(attend, q, size):
+    """The attention weights of every query, [B, H, W, heads, N]: its window's N tokens are the keys, row by row.
+
+    The weights are what the operator makes of values that tell each key's place in its window: of the very operator
+    that attends, with its shift, bias and mask.
+
+    Args:
+      attend: `window_attention` with everything but the values given: a `functools.partial` of keywords.
+      q: the queries, of the padded map.
+      size: (H, W) of the map without its padding.
+    """
+    (h, w), shift = attend.keywords["window_size"], attend.keywords["shift"]
+    rows, columns = ((np.arange(n) - s) % n % m for n, s, m in zip(q.shape[1:3], shift, (h, w), strict=True))
+    places = np.eye(h * w, dtype=jnp.promote_types(q.dtype, jnp.float32))[rows[:, None] * w + columns]
+    places = jnp.broadcast_to(places[None, :, :, None], (*q.shape[:4], h * w))
+    return crop_windows(attend(places, implementation="xla"), size, shift)
 
 
 def pad_to_windows(x, window_size, shift):

@@ -10,6 +10,7 @@ paper's largest models are left out.
 """
 
 import dataclasses
+import functools
 import math
 from typing import ClassVar
 
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vision_jax.functional import offer
 from vision_jax.kernels import window_attention
 from vision_jax.layers.attention import QKV
 from vision_jax.layers.block import Block
@@ -27,7 +29,7 @@ from vision_jax.layers.norm import LayerNorm, unit
 from vision_jax.layers.patch import PatchMerging
 from vision_jax.layers.position import log_spaced_offsets
 from vision_jax.layers.relative_bias import relative_bias
-from vision_jax.layers.window import crop_windows, pad_to_windows
+from vision_jax.layers.window import crop_windows, pad_to_windows, window_probabilities
 from vision_jax.models.swin import OFFICIAL, SIZES, TIMM, SwinConfig, SwinTransformer, huggingface
 from vision_jax.parameters import Constant, param, zeros
 from vision_jax.registry import check, register
@@ -81,9 +83,12 @@ class CosineWindowAttention(nnx.Module):
         q, v = (y + b[...].astype(y.dtype).reshape(y.shape[3:]) for y, b in ((q, self.q_bias), (v, self.v_bias)))
         log_scale = self.logit_scale[:, 0, 0].astype(jnp.promote_types(x.dtype, jnp.float32))
         scale = jnp.exp(jnp.minimum(log_scale, math.log(100)))  # tau is at least 0.01
-        out = window_attention(
-            unit(q), unit(k), v, window_size=self.window_size, shift=self.shift, bias=self.cpb_mlp(), scale=scale
-        )
+        attend = functools.partial(
+            window_attention, unit(q), unit(k), window_size=self.window_size, shift=self.shift, bias=self.cpb_mlp(),
+            scale=scale,
+        )  # fmt: skip
+        offer(self, "probabilities", lambda: window_probabilities(attend, q, x.shape[1:3]))
+        out = attend(v)
         out = crop_windows(out, x.shape[1:3], self.shift)
         return dropout(self.proj(out.reshape(x.shape)), self.proj_drop, train)
 

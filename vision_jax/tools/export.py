@@ -59,6 +59,14 @@ def load(name, weights, fields):
     return merge(static, load_variables(static, weights))
 
 
+def read_fields(texts):
+    """["NAME=VALUE", ...] -> {name: value}, config fields from a command line."""
+    for text in texts:
+        if "=" not in text:
+            raise InputError(f"--field={text}: NAME=VALUE is wanted, as --field num_classes=10")
+    return {name: literal(value) for name, value in (text.split("=", 1) for text in texts)}
+
+
 def main(argv=None):
     """The command."""
     parser = argparse.ArgumentParser(
@@ -73,11 +81,7 @@ def main(argv=None):
     parser.add_argument("--field", action="append", default=[], metavar="NAME=VALUE", help="of the model's config")
     args = parser.parse_args(argv)
     try:
-        for field in args.field:
-            if "=" not in field:
-                raise InputError(f"--field={field}: NAME=VALUE is wanted, as --field num_classes=10")
-        fields = {name: literal(value) for name, value in (field.split("=", 1) for field in args.field)}
-        model = load(args.name, args.weights, fields)
+        model = load(args.name, args.weights, read_fields(args.field))
         if args.deploy:
             if not args.platform and args.names != "ours":
                 raise InputError(f"--names={args.names}: no reference names a deployed model's weights: --names ours")

@@ -42,7 +42,7 @@ def prediction_grid(images, labels, predictions, probabilities, class_names, pat
     columns = math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     height = min(max(images.shape[1] / images.shape[2], 0.5), 2)
-    figure = _figure(1.7 * columns, (1.7 * height + 0.4) * rows)
+    figure = new_figure(1.7 * columns, (1.7 * height + 0.4) * rows)
     for i, image in enumerate(images):
         axes = figure.add_subplot(rows, columns, i + 1)
         axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
@@ -60,7 +60,7 @@ def prediction_grid(images, labels, predictions, probabilities, class_names, pat
         axes.set_title(title, fontsize=8, color=colour, pad=4)
         for spine in axes.spines.values():
             spine.set(color=colour, linewidth=1 if right else 3)
-    return _finish(figure, path)
+    return rendered(figure, path)
 
 
 def confusion_matrix(matrix, class_names=None, path=None):
@@ -89,7 +89,7 @@ def confusion_matrix(matrix, class_names=None, path=None):
     of_class = matrix.sum(axis=1, keepdims=True)
     share = np.ma.masked_where((of_class == 0).repeat(K, 1), matrix / np.maximum(of_class, 1))
     if K <= 20:
-        figure = _figure(4.4 + 0.4 * K, 3.2 + 0.4 * K)
+        figure = new_figure(4.4 + 0.4 * K, 3.2 + 0.4 * K)
         axes = _draw_shares(figure, figure.add_subplot(), share)
         for i, j in np.argwhere(matrix):
             # White on the dark half of the scale, black on the bright half.
@@ -97,7 +97,7 @@ def confusion_matrix(matrix, class_names=None, path=None):
             axes.text(j, i, f"{matrix[i, j]:,}", ha="center", va="center", color=colour, fontsize=8)
     else:
         # A pixel or more for each cell, lest single cells vanish.
-        figure = _figure(14, 8.5, dpi=max(100, math.ceil(K / 6)))
+        figure = new_figure(14, 8.5, dpi=max(100, math.ceil(K / 6)))
         left, right = figure.subplots(1, 2, width_ratios=(9, 5))
         axes = _draw_shares(figure, left, share)
         _list_confusions(axes, right, matrix, class_names)
@@ -110,7 +110,7 @@ def confusion_matrix(matrix, class_names=None, path=None):
     axes.set_ylabel("true class")
     total = int(matrix.sum())
     figure.suptitle(f"Confusion matrix: {np.trace(matrix) / max(total, 1):.1%} of {total:,} right")
-    return _finish(figure, path)
+    return rendered(figure, path)
 
 
 def _draw_shares(figure, axes, share):
@@ -139,7 +139,7 @@ def _list_confusions(axes, beside, matrix, class_names, number=30):
     beside.text(0, 1, heading + "\n".join(lines), va="top", fontsize=8, family="monospace")
 
 
-def _figure(width, height, dpi=100):
+def new_figure(width, height, dpi=100):
     """A figure of its own canvas: no window system, no global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -149,7 +149,8 @@ def _figure(width, height, dpi=100):
     return figure
 
 
-def _finish(figure, path):
+def rendered(figure, path):
+    """A figure's pixels, uint8 [height, width, 3]; `path`: a PNG file to write, or None."""
     from PIL import Image
 
     figure.canvas.draw()
