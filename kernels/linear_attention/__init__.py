@@ -67,7 +67,7 @@ def linear_attention(
     _check_normalizer(q, k, normalizer, epsilon)
     _check_state(q, v, normalizer, initial_state)
     names = ("batch", *(None,) * (q.ndim - 3), "heads", None)
-    axes = split_axes({"batch": [len(q)], "heads": [x.shape[-2] for x in (q, k, v)]})
+    axes = split_axes({"batch": [q.shape[0]], "heads": [x.shape[-2] for x in (q, k, v)]})
     local = local_shape(q.shape, names, axes)
     refusal = functools.partial(
         fast_path.refusal, q, k, v, local, causal=causal, log_decay=log_decay, normalizer=normalizer, epsilon=epsilon,
@@ -91,7 +91,7 @@ def _global(q, k, v, normalizer, epsilon, tiles, axes):
     from vision_jax.kernels.linear_attention import tpu  # here, because Pallas takes its time to import
 
     pair = normalizer if isinstance(normalizer, (tuple, list)) else (None, None)
-    operands = [x if x is None else x.reshape(len(x), -1, *x.shape[-2:]) for x in (q, k, v, *pair)]
+    operands = [x if x is None else x.reshape(x.shape[0], -1, *x.shape[-2:]) for x in (q, k, v, *pair)]
     attend = functools.partial(tpu.linear_attention, normalized=normalizer is not None, epsilon=epsilon, tiles=tiles)
     return over_mesh(attend, operands, (TOKENS,) * len(operands), TOKENS, axes).reshape(q.shape)
 

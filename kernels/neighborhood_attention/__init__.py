@@ -58,7 +58,7 @@ def neighborhood_attention(
     _check_additional(q, k, v, additional_keys, additional_values, additional_bias)
     scale = _scale(scale, q)
     sizes, names = q.shape[1:-2], ("batch", *(None,) * (q.ndim - 3), "heads", None)
-    axes = split_axes({"batch": [len(q)], "heads": [q.shape[-2], k.shape[-2]]})
+    axes = split_axes({"batch": [q.shape[0]], "heads": [q.shape[-2], k.shape[-2]]})
     local = local_shape(q.shape, names, axes)
     used = {"additional_keys": additional_keys is not None, "return_lse": return_lse, "border='zero'": border == "zero"}
     used = [name for name in used if used[name]]
@@ -191,7 +191,7 @@ def _check_additional(q, k, v, keys, values, bias):
             raise InputError("additional_bias is for additional_keys, of which there are none")
         return
     T = keys.shape[1] if keys.ndim == 4 else 0
-    wanted = (len(q), T or "T", *k.shape[-2:]), (len(q), T or "T", *v.shape[-2:])
+    wanted = (q.shape[0], T or "T", *k.shape[-2:]), (q.shape[0], T or "T", *v.shape[-2:])
     if (keys.shape, values.shape) != wanted or not T:
         raise InputError(
             f"additional_keys, additional_values of shapes {keys.shape}, {values.shape}: {wanted[0]}, {wanted[1]}"

@@ -17,17 +17,17 @@ def to_groups(x, plan, fill=0):
     axes, n = plan.axes, len(plan.axes)
     pads = [(0, axis.tiles * axis.tile * axis.dilation - axis.size) for axis in axes]
     x = jnp.pad(x, ((0, 0), *pads, *((0, 0),) * (x.ndim - n - 1)), constant_values=fill)
-    x = x.reshape(len(x), *(size for a in axes for size in (a.tiles * a.tile, a.dilation)), *x.shape[n + 1 :])
+    x = x.reshape(x.shape[0], *(size for a in axes for size in (a.tiles * a.tile, a.dilation)), *x.shape[n + 1 :])
     x = x.transpose(0, *range(2, 2 * n + 1, 2), *range(1, 2 * n, 2), *range(2 * n + 1, x.ndim))
-    return x.reshape(len(x), plan.all_groups, *x.shape[n + 1 :])
+    return x.reshape(x.shape[0], plan.all_groups, *x.shape[n + 1 :])
 
 
 def from_groups(x, plan):
     """The inverse of `to_groups`."""
     axes, n = plan.axes, len(plan.axes)
-    x = x.reshape(len(x), *(axis.dilation for axis in axes), *x.shape[2:])
+    x = x.reshape(x.shape[0], *(axis.dilation for axis in axes), *x.shape[2:])
     x = x.transpose(0, *(i for a in range(n) for i in (1 + n + a, 1 + a)), *range(2 * n + 1, x.ndim))
-    x = x.reshape(len(x), *(axis.tiles * axis.tile * axis.dilation for axis in axes), *x.shape[2 * n + 1 :])
+    x = x.reshape(x.shape[0], *(axis.tiles * axis.tile * axis.dilation for axis in axes), *x.shape[2 * n + 1 :])
     return x[(slice(None), *(slice(axis.size) for axis in axes))]
 
 
@@ -63,7 +63,7 @@ def add(x, origin, plan, tiles):
 
 
 def _region(x, origin, plan):
-    shape = (len(x), plan.groups, *_region_lengths(plan), *x.shape[2 + len(plan.axes) :])
+    shape = (x.shape[0], plan.groups, *_region_lengths(plan), *x.shape[2 + len(plan.axes) :])
     return jax.lax.dynamic_slice(x, _corner(x, origin), shape)
 
 

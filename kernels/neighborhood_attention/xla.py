@@ -166,6 +166,6 @@ def attend_additional(q, k, v, bias, scale):
 
 def _chunks(x, axes, chunks):
     """[B, *sizes, ...] -> [chunks, B, tokens, ...], the last chunk filled up with zeros."""
-    x = x.reshape(len(x), -1, *x.shape[axes + 1 :])
+    x = x.reshape(x.shape[0], -1, *x.shape[axes + 1 :])
     x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % chunks), *((0, 0),) * (x.ndim - 2)))
-    return jnp.moveaxis(x.reshape(len(x), chunks, -1, *x.shape[2:]), 1, 0)
+    return jnp.moveaxis(x.reshape(x.shape[0], chunks, -1, *x.shape[2:]), 1, 0)

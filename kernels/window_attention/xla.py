@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export
 
 from vision_jax.mesh import local_shape, split_axes
 
@@ -131,8 +132,12 @@ def window_attention(
 
 
 def _groups(q, keys, dtype):
-    """In how many groups the windows are computed: the fewest whose scores do not exceed `SCORES` on one device."""
+    """In how many groups the windows are computed: the fewest whose scores do not exceed `SCORES` on one device.
+
+    Those of one image count where the program is exported for any batch.
+    """
     B, windows, queries, heads, _ = q.shape
+    B = 1 if export.is_symbolic_dim(B) else B
     names = ("batch", None, "heads", None, None)
     shape = (B, windows, heads, queries, keys)
     held = math.prod(local_shape(shape, names, split_axes({"batch": [B], "heads": [heads]}))) * dtype.itemsize

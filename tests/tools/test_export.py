@@ -6,6 +6,7 @@ import pytest
 import safetensors.numpy
 from jax import export as jax_export
 
+import families
 import vision_jax as vj
 from vision_jax.tools import export
 
@@ -49,6 +50,14 @@ def test_a_forward_pass_runs_from_its_file_at_any_batch(model, weights, tmp_path
 def test_other_platforms(model, platform):
     exported = jax_export.deserialize(bytearray(export.export_forward(model, platform)))
     assert exported.platforms == (platform,)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("key", families.FAMILIES)
+def test_every_family_for_any_batch(key):
+    name, fields = families.FAMILIES[key]
+    exported = jax_export.deserialize(bytearray(export.export_forward(vj.create_model(name, **fields), "tpu")))
+    assert str(exported.in_avals[0].shape[0]) == str(exported.out_avals[0].shape[0]) == "b"
 
 
 def test_wrong_input_is_told(weights, tmp_path, capsys):

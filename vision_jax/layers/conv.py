@@ -57,7 +57,7 @@ class Conv(nnx.Module):
             y = conv(x, kernel, self.stride, self.padding, self.dilation)
         else:
             maps, kernels = (("batch", None, None, "channels"), (None, None, None, "channels"))
-            sizes = {"batch": [len(x)], "channels": [self.groups]} if self.split else {"batch": [len(x)]}
+            sizes = {"batch": [x.shape[0]], "channels": [self.groups]} if self.split else {"batch": [x.shape[0]]}
             y = over_mesh(self._grouped, (x, kernel), (maps, kernels), maps, split_axes(sizes))
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 

@@ -55,7 +55,7 @@ class LambdaLayer(nnx.Module):
             return self.conv_lambda(v)
         table = self.pos_emb[...].astype(self.dtype)
         embeddings = table.reshape(-1, table.shape[-1])[relative_index(*self.size).T]  # of the key's minus the query's
-        return jnp.einsum("nmk,bmv->bvnk", embeddings, v.reshape(len(v), -1, v.shape[-1]))
+        return jnp.einsum("nmk,bmv->bvnk", embeddings, v.reshape(v.shape[0], -1, v.shape[-1]))
 
 
 class LocalLambdas(nnx.Module):

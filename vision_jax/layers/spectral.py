@@ -35,7 +35,7 @@ class GlobalFilter(nnx.Module):
         wide = jnp.promote_types(self.dtype, jnp.float32)
         maps, weight = ("batch", None, None, None), self.complex_weight[...].astype(wide)
         # each device its own examples: the compiler would gather them all for a transform
-        axes = split_axes({"batch": [len(x)]})
+        axes = split_axes({"batch": [x.shape[0]]})
         return over_mesh(filtered, (x.astype(wide), weight), (maps, (None,) * 4), maps, axes).astype(self.dtype)
 
     def resample(self, leaf, array):

@@ -178,11 +178,11 @@ class LookupViT(Model):
         pyramid=True gives the image's tokens after the blocks in `out_indices` instead, as maps, not normalised.
         """
         (h, w), p = patch_grid(images.shape[1:3], self.config.patch_size), self.config.patch_size
-        x = images.reshape(len(images), h, p, w, p, -1).transpose(0, 1, 3, 2, 4, 5)
-        x = self.norm_pre(self.patch_embed(x.reshape(len(images), h, w, -1)))
+        x = images.reshape(images.shape[0], h, p, w, p, -1).transpose(0, 1, 3, 2, 4, 5)
+        x = self.norm_pre(self.patch_embed(x.reshape(images.shape[0], h, w, -1)))
         x = x + sincos_2d(h, w, x.shape[-1]).astype(x.dtype).reshape(h, w, -1)
         few = bilinear(x, pair(self.config.compressed_size))
-        tokens = tuple(y.reshape(len(y), -1, y.shape[-1]) for y in (few, x))
+        tokens = tuple(y.reshape(y.shape[0], -1, y.shape[-1]) for y in (few, x))
         if pyramid:
             _, maps = self.blocks(tokens, train, collect=self.indices(out_indices))
             return [many.reshape(x.shape) for _, many in maps]
