@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from vision_jax.layers.drop import dropout
 from vision_jax.layers.linear import Linear
 from vision_jax.layers.norm import normalise
 from vision_jax.layers.patch import PatchEmbed
+from vision_jax.layers.resample import resample_positions
 from vision_jax.layers.stack import Stack
 from vision_jax.parameters import lecun_normal, zeros
 from vision_jax.registry import check, create_model, fill
@@ -221,6 +223,19 @@ class StagedModel(Model):
         return (*groups, (r"", block))
 
 
+class ClassTokenModel(Model):
+    """A model whose head reads the class token, the first; a family sets `head`, `grid` and `pos_embed` of patches."""
+
+    def forward_head(self, x, train=None):
+        """Tokens -> logits [B, num_classes], or the class token [B, C] without a head."""
+        x = dropout(x[:, 0], self.config.drop_rate, train)
+        return self.head(x) if self.head else x
+
+    def resample(self, leaf, array):
+        """A parameter made for another image size, at this one's."""
+        return resample_positions(array, self.grid) if leaf == "pos_embed" else array
+
+
 class PatchModel(Model):
     """Patches as tokens, blocks that know each one's place, a norm, the mean of all tokens, a head (MLP-Mixer).
 
@@ -268,8 +283,26 @@ class PatchModel(Model):
 
     def layer_groups(self):
         """(pattern, group) for layer-wise decay: the embedding, each block, the head."""
-        blocks = tuple((rf"^blocks\.{i}\.", i + 1) for i in range(self.config.depth))
-        return ((r"^patch_embed", 0), *blocks, (r"", self.config.depth + 1))
+        return block_groups(r"^patch_embed", {"blocks": self.blocks})
+
+
+def block_groups(stem, stacks):
+    """(pattern, group) for layer-wise decay where a block is a group: the stem, each block, the rest.
+
+    Args:
+      stem: pattern of the stem's parameters.
+      stacks: {name in the model: stack of blocks}, in order.
+    """
+    groups, count = [(stem, 0)], 1
+    for name, blocks in stacks.items():
+        groups += [(rf"^{re.escape(name)}\.{j}\.", count + j) for j in range(len(blocks))]
+        count += len(blocks)
+    return (*groups, (r"", count))
+
+
+def numbered(name, stacks):
+    """[stack, ...] -> {"name.0": stack, ...}, as the members of a list are named."""
+    return {f"{name}.{i}": stack for i, stack in enumerate(stacks)}
 
 
 def stage_groups(model, stem):

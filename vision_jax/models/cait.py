@@ -24,10 +24,9 @@ from vision_jax.layers.linear import Linear
 from vision_jax.layers.mlp import Mlp
 from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.patch import PatchEmbed
-from vision_jax.layers.resample import resample_positions
 from vision_jax.layers.stack import Stack
 from vision_jax.layers.talking_heads import TalkingHeads
-from vision_jax.models.base import FeatureInfo, Model, ModelConfig, patch_grid
+from vision_jax.models.base import ClassTokenModel, FeatureInfo, ModelConfig, patch_grid
 from vision_jax.parameters import param, trunc_normal
 from vision_jax.registry import check, register
 
@@ -69,7 +68,7 @@ class TalkingHeadsAttention(Attention):
         return dropout(self.proj(out.reshape(x.shape)), self.proj_drop, train)
 
 
-class CaiT(Model):
+class CaiT(ClassTokenModel):
     """Images [B, H, W, C] -> logits [B, num_classes]."""
 
     classifier = ("head",)
@@ -124,15 +123,6 @@ class CaiT(Model):
         x = self.blocks(x, train)
         token = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (B, 1, C))
         return self.norm(jnp.concatenate([self.class_blocks(token, train, x), x], axis=1))
-
-    def forward_head(self, x, train=None):
-        """Tokens -> logits [B, num_classes], or the class token [B, C] without a head."""
-        x = dropout(x[:, 0], self.config.drop_rate, train)
-        return self.head(x) if self.head else x
-
-    def resample(self, leaf, array):
-        """A parameter made for another image size, at this one's."""
-        return resample_positions(array, self.grid) if leaf == "pos_embed" else array
 
     def layer_groups(self):
         """(pattern, group) for layer-wise decay: the embedding, each block, the class token's blocks, the head."""

@@ -24,9 +24,8 @@ from vision_jax.layers.linear import Linear
 from vision_jax.layers.mlp import Mlp
 from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.patch import PatchEmbed
-from vision_jax.layers.resample import resample_positions
 from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Model, ModelConfig, patch_grid
+from vision_jax.models.base import ClassTokenModel, FeatureInfo, ModelConfig, block_groups, patch_grid
 from vision_jax.parameters import ones, param, trunc_normal
 from vision_jax.registry import check, register
 
@@ -115,7 +114,7 @@ class GatedPositionalAttention(nnx.Module):
         return dropout(self.proj(out.reshape(x.shape)), self.proj_drop, train)
 
 
-class ConViT(Model):
+class ConViT(ClassTokenModel):
     """Images [B, H, W, C] -> logits [B, num_classes]."""
 
     classifier = ("head",)
@@ -195,21 +194,10 @@ class ConViT(Model):
             return [maps[i][:, int(i >= c.local_depth) :].reshape(B, *self.grid, -1) for i in indices]
         return self.norm(x)
 
-    def forward_head(self, x, train=None):
-        """Tokens -> logits [B, num_classes], or the class token [B, C] without a head."""
-        x = dropout(x[:, 0], self.config.drop_rate, train)
-        return self.head(x) if self.head else x
-
-    def resample(self, leaf, array):
-        """A parameter made for another image size, at this one's."""
-        return resample_positions(array, self.grid) if leaf == "pos_embed" else array
-
     def layer_groups(self):
         """(pattern, group) for layer-wise decay: the embedding, each block, the head."""
-        c = self.config
-        local = tuple((rf"^local_blocks\.{i}\.", i + 1) for i in range(c.local_depth))
-        plain = tuple((rf"^blocks\.{i}\.", i + 1 + c.local_depth) for i in range(c.depth - c.local_depth))
-        return ((r"^(patch_embed|pos_embed|cls_token)", 0), *local, *plain, (r"", c.depth + 1))
+        stacks = {"local_blocks": self.local_blocks, "blocks": self.blocks}
+        return block_groups(r"^(patch_embed|pos_embed|cls_token)", stacks)
 
 
 def _convit(name, num_heads, params, gmacs):

@@ -31,7 +31,7 @@ from vision_jax.layers.pooling import avg_pool, max_pool
 from vision_jax.layers.squeeze_excite import SqueezeExcite
 from vision_jax.layers.stack import Stack
 from vision_jax.mesh import constrain_batch
-from vision_jax.models.base import FeatureInfo, Model, ModelConfig
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig, block_groups, numbered
 from vision_jax.parameters import Normal, kaiming_normal, ones, zeros
 from vision_jax.registry import INCEPTION_MEAN, INCEPTION_STD, check, register
 
@@ -271,11 +271,7 @@ class HaloNet(Model):
 
     def layer_groups(self):
         """(pattern, group) for layer-wise decay: the stem, each block, the head."""
-        groups, group = [(r"^stem\.", 0)], 1
-        for i, blocks in enumerate(self.stages):
-            groups += [(rf"^stages\.{i}\.{j}\.", group + j) for j in range(len(blocks))]
-            group += len(blocks)
-        return (*groups, (r"", group))
+        return block_groups(r"^stem\.", numbered("stages", self.stages))
 
 
 def _stages(*mixers, depths=(2, 2, 2, 2), attend=((), (), (1,), (0, 1)), dims=(256, 512, 1024, 2048), **fields):

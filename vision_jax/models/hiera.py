@@ -34,7 +34,7 @@ from vision_jax.layers.resample import resample_positions
 from vision_jax.layers.scale import LayerScale
 from vision_jax.layers.stack import Stack
 from vision_jax.mesh import constrain_batch
-from vision_jax.models.base import FeatureInfo, Model, ModelConfig
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig, block_groups
 from vision_jax.parameters import (
     Constant,
     Normal,
@@ -251,9 +251,7 @@ class Hiera(Model):
 
     def layer_groups(self):
         """(pattern, group) for layer-wise decay: the embedding, each block, the head."""
-        depth = len(self.blocks)
-        blocks = tuple((rf"^blocks\.{i}\.", i + 1) for i in range(depth))
-        return ((r"^(patch_embed|pos_embed)", 0), *blocks, (r"", depth + 1))
+        return block_groups(r"^(patch_embed|pos_embed)", {"blocks": self.blocks})
 
 
 _MAE = {"mae_in1k_ft_in1k": {}, "mae": {"num_classes": 0}}

@@ -20,7 +20,7 @@ from vision_jax.layers.linear import Linear, PointwiseConv
 from vision_jax.layers.norm import BatchNorm
 from vision_jax.layers.squeeze_excite import SqueezeExcite
 from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Model, ModelConfig
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig, block_groups, numbered
 from vision_jax.parameters import VarianceScaling, kaiming_normal, zeros
 from vision_jax.registry import check
 
@@ -213,8 +213,4 @@ class InvertedResiduals(Model):
 
     def layer_groups(self):
         """(pattern, group) for layer-wise decay: the stem, each block, the head."""
-        groups, group = [(r"^(conv_stem|bn1)\.", 0)], 1
-        for i, blocks in enumerate(self.blocks):
-            groups += [(rf"^blocks\.{i}\.{j}\.", group + j) for j in range(len(blocks))]
-            group += len(blocks)
-        return (*groups, (r"", group))
+        return block_groups(r"^(conv_stem|bn1)\.", numbered("blocks", self.blocks))

@@ -28,7 +28,7 @@ from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.position import sincos_2d
 from vision_jax.layers.stack import Stack
 from vision_jax.mesh import constrain_batch
-from vision_jax.models.base import FeatureInfo, Model, ModelConfig, patch_grid
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig, block_groups, patch_grid
 from vision_jax.parameters import torch_default, zeros
 from vision_jax.registry import check, register
 
@@ -197,8 +197,7 @@ class LookupViT(Model):
 
     def layer_groups(self):
         """(pattern, group) for layer-wise decay: the embedding, each block, the head."""
-        blocks = tuple((rf"^blocks\.{i}\.", i + 1) for i in range(self.config.depth))
-        return ((r"^(patch_embed|norm_pre)\.", 0), *blocks, (r"", self.config.depth + 1))
+        return block_groups(r"^(patch_embed|norm_pre)\.", {"blocks": self.blocks})
 
 
 def _lookupvit(name, params, gmacs, **fields):

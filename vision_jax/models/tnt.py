@@ -25,7 +25,7 @@ from vision_jax.layers.mlp import Mlp
 from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.resample import resample_positions
 from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Model, ModelConfig, patch_grid
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig, block_groups, patch_grid
 from vision_jax.parameters import param, torch_default, trunc_normal
 from vision_jax.registry import INCEPTION_MEAN, INCEPTION_STD, check, register
 
@@ -186,9 +186,8 @@ class TNT(Model):
 
     def layer_groups(self):
         """(pattern, group) for layer-wise decay: the embedding, each block, the head."""
-        blocks = tuple((rf"^blocks\.{i}\.", i + 1) for i in range(self.config.depth))
         stem = r"^(cls_token|patch_pos|pixel_pos|pixel_embed|norm[12]_proj|proj)"
-        return ((stem, 0), *blocks, (r"", self.config.depth + 1))
+        return block_groups(stem, {"blocks": self.blocks})
 
 
 def _tnt(name, embed_dim, inner_dim, num_heads, params, gmacs, legacy=False):

@@ -32,7 +32,7 @@ from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.patch import PatchEmbed
 from vision_jax.layers.resample import resample_positions
 from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Model, ModelConfig, patch_grid
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig, block_groups, patch_grid
 from vision_jax.parameters import Normal, param
 from vision_jax.registry import INCEPTION_MEAN, INCEPTION_STD, check, register
 
@@ -151,8 +151,7 @@ class VisionRetention(Model):
 
     def layer_groups(self):
         """(pattern, group) for layer-wise decay: the embedding, each block, the head."""
-        blocks = tuple((rf"^blocks\.{i}\.", i + 1) for i in range(self.config.depth))
-        return ((r"^(patch_embed|cls_token|pos_embed)", 0), *blocks, (r"", self.config.depth + 1))
+        return block_groups(r"^(patch_embed|cls_token|pos_embed)", {"blocks": self.blocks})
 
 
 def _vir(name, params, gmacs, **fields):

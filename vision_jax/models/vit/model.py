@@ -20,7 +20,7 @@ from vision_jax.layers.patch import PatchEmbed
 from vision_jax.layers.position import sincos_2d
 from vision_jax.layers.resample import resample_positions
 from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Model, ModelConfig, patch_grid
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig, block_groups, patch_grid
 from vision_jax.models.vit.dialects import BIG_VISION, HF, HF_MODULES
 from vision_jax.parameters import Normal, param, trunc_normal
 from vision_jax.registry import check
@@ -221,5 +221,4 @@ class VisionTransformer(Model):
 
     def layer_groups(self):
         """(pattern, group) for layer-wise decay: the embedding, each block, the head."""
-        blocks = tuple((rf"^blocks\.{i}\.", i + 1) for i in range(self.config.depth))
-        return ((r"^(patch_embed|(cls|dist|reg)_token|pos_embed|norm_pre)", 0), *blocks, (r"", self.config.depth + 1))
+        return block_groups(r"^(patch_embed|(cls|dist|reg)_token|pos_embed|norm_pre)", {"blocks": self.blocks})
