@@ -36,6 +36,17 @@ def test_an_axis_may_take_part_of_a_torus_dimension():
     assert {device.coords[2] for device in mesh.devices[0].flat} == {0, 1}  # its half of the slice lies together
 
 
+def test_across_slices_goes_the_data_axis_alone():
+    mesh = make_mesh(data=4, fsdp=-1, devices=topology.devices("2*v5e:4x4"))
+    assert tuple(mesh.shape.values()) == (4, 8, 1)
+    of_rows = [{device.slice_index for device in row.flat} for row in mesh.devices]
+    assert of_rows == [{0}, {0}, {1}, {1}]
+    with pytest.raises(InputError, match="over 2 slices: data must be a multiple of their number"):
+        make_mesh(data=1, fsdp=32, devices=topology.devices("2*v5e:4x4"))
+    with pytest.raises(InputError, match="the number of slices stands before the star"):
+        topology.devices("two*v5e:4x4")
+
+
 @pytest.mark.parametrize(
     "sizes",
     [

@@ -25,6 +25,9 @@ SPLIT = {"batch": BATCH, "heads": (TENSOR,), "channels": (TENSOR,)}  # a dimensi
 def make_mesh(data=-1, fsdp=1, tensor=1, devices=None):
     """A mesh with the axes (data, fsdp, tensor).
 
+    Across slices, which a data centre's network joins, only the data axis goes: gradients are summed over it once a step,
+    where the other axes move parameters and activations in every block.
+
     Args:
       data, fsdp, tensor: sizes; at most one may be -1, and takes the devices that the others leave.
       devices: the devices to use; all by default.
@@ -33,7 +36,7 @@ def make_mesh(data=-1, fsdp=1, tensor=1, devices=None):
       A `jax.sharding.Mesh` with `AxisType.Auto` axes (JAX's default, Explicit, refuses window partitions).
 
     Raises:
-      InputError: the sizes do not multiply to the number of devices.
+      InputError: the sizes do not multiply to the number of devices, or the slices do not divide the data axis.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {DATA: data, FSDP: fsdp, TENSOR: tensor}
@@ -46,6 +49,18 @@ def make_mesh(data=-1, fsdp=1, tensor=1, devices=None):
             f"mesh={sizes} does not fit {len(devices)} devices: the sizes must multiply to it, at most one of them -1"
         )
     shape, kinds = tuple(sizes.values()), (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if sizes[DATA] % slices:
+        raise InputError(
+            f"mesh={sizes} over {slices} slices: data must be a multiple of their number, the network between them is "
+            "too slow for parameters"
+        )
+    if slices > 1:
+        within = (sizes[DATA] // slices, *shape[1:])
+        placed = mesh_utils.create_hybrid_device_mesh(
+            within, (slices, 1, 1), devices, allow_split_physical_axes=True
+        )  # fmt: skip
+        return jax.sharding.Mesh(placed, AXES, axis_types=kinds)
     try:
         return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
     except NotImplementedError:  # an axis of the mesh that is no product of the torus's dimensions: 256 chips of 8x8x8

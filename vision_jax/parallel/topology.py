@@ -24,7 +24,7 @@ def devices(topology):
 
     Args:
       topology: a generation and chips along each dimension: "v4:2x2x1", "v5e:4x4", "v5p:4x4x4", "v6e:16x16", or
-        "7x:2x2x1", whose chips are two devices each.
+        "7x:2x2x1", whose chips are two devices each. "2*v5e:16x16" is two such slices, joined by a network.
 
     Raises:
       InputError: libtpu is missing, or it knows no such topology.
@@ -33,8 +33,13 @@ def devices(topology):
 
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    name = f"tpu{topology}" if topology.startswith("7x") else topology
-    options = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}  # one device a chip, as v4 runs
+    slices, _, name = topology.rpartition("*")
+    options = {"chip_config_name": "megacore"} if name.startswith("v4") else {}  # one device a chip, as v4 runs
+    name = f"tpu{name}" if name.startswith("7x") else name
+    if slices:
+        if not slices.isdecimal() or int(slices) < 1:
+            raise InputError(f"topology={topology!r}: the number of slices stands before the star, as '2*v5e:16x16'")
+        options["num_slices"] = int(slices)
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
     except Exception as error:  # JAX raises whatever the plugin said

@@ -71,6 +71,8 @@ def compile_only(config, name, workdir=None):
 
 def build_for(config, name):
     """The `Run` of a config on a slice, its data not opened."""
+    if "*" in name:
+        raise InputError(f"--compile_only={name}: one slice at a time; what their network can do is not modelled")
     try:
         devices = topology.devices(name)
     except InputError as error:
