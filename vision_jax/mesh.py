@@ -25,8 +25,8 @@ SPLIT = {"batch": BATCH, "heads": (TENSOR,), "channels": (TENSOR,)}  # a dimensi
 def make_mesh(data=-1, fsdp=1, tensor=1, devices=None):
     """A mesh with the axes (data, fsdp, tensor).
 
-    Across slices, which a data centre's network joins, only the data axis goes: gradients are summed over it once a step,
-    where the other axes move parameters and activations in every block.
+    Across slices, which a data centre's network joins, only the data axis goes: gradients are summed over it once a
+    step, where the other axes move parameters and activations in every block.
 
     Args:
       data, fsdp, tensor: sizes; at most one may be -1, and takes the devices that the others leave.
