@@ -15,7 +15,7 @@ from vision_jax.names import names
 from vision_jax.parallel import sharding
 from vision_jax.parameters import Normal
 from vision_jax.tasks.classification import Classification
-from vision_jax.train import step
+from vision_jax.train import optim, step
 
 B, K = 8, 3
 
@@ -196,3 +196,26 @@ def test_eval_and_predict_steps():
     tiny.assert_close(sums, task.evaluate(static, variables, half), rtol=1e-6)
     got = jax.jit(step.make_predict_step(static, task, halve))(variables, batch["image"])
     np.testing.assert_allclose(got, task.predict(static, variables, half["image"]), rtol=1e-6)
+
+
+def test_gradients_of_frozen_layers_are_not_computed():
+    """A linear probe: all but the head frozen. Products of the forward pass and of the head's gradient remain."""
+    model, batch = (
+        tiny.vit(abstract=False, num_classes=K),
+        {"image": tiny.normal(B, 8, 8, 3), "label": jnp.arange(B) % K},
+    )
+    freeze = (r"^(?!head)",)
+    fns = [
+        _make(
+            model,
+            optim.make_optimizer(dict(freeze=freeze), split(model)[1]["params"], schedule=lambda _: 0.1),
+            freeze=f,
+        )
+        for f in ((), freeze)
+    ]
+    flops = [fn.lower(state, batch, {}).compile().cost_analysis()["flops"] for fn, state in fns]
+    assert flops[1] < 0.5 * flops[0]
+    (full, state), (probe, _) = fns
+    expected, got = full(state, batch, {})[0], probe(state, batch, {})[0]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), got["params"], expected["params"])
+    assert abs(got["params"]["head"]["kernel"] - state["params"]["head"]["kernel"]).max() > 1e-3

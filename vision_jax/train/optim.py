@@ -84,8 +84,13 @@ def make_optimizer(config, params, *, schedule, layer_of=None, num_layers=None):
         _scale_by_name(lambda name: 0.0 if frozen(name) else factor(name)),
         optax.scale_by_learning_rate(schedule),
     )
-    freeze_mask = map_named(lambda names, _: all(map(frozen, names)), params)
-    return optax.selective_transform(optimizer, freeze_mask=freeze_mask)
+    return optax.selective_transform(optimizer, freeze_mask=frozen_mask(config["freeze"], params))
+
+
+def frozen_mask(freeze, params):
+    """Which parameters `freeze` keeps as they are, a tree of bools; of stacked blocks all or none."""
+    frozen = _matcher((freeze,) if isinstance(freeze, str) else freeze)
+    return map_named(lambda names, _: all(map(frozen, names)), params)
 
 
 # --- The optimisers. What they take by keyword are the config's `options`.

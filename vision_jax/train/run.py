@@ -93,7 +93,7 @@ class Run:
         c, places = self.config, jax.tree.map(lambda s: s.sharding, self.state_shapes())
         fn = step.make_train_step(
             self.static, self.task, self.optimizer, self.train_ops[1], self.mesh, self.rules,
-            seed=c.seed, accumulate=c.optim.accumulate, ema_decay=c.ema,
+            seed=c.seed, accumulate=c.optim.accumulate, ema_decay=c.ema, freeze=c.optim.freeze,
         )  # fmt: skip
         return jax.jit(fn, donate_argnums=0, out_shardings=(places, sharding.replicated(self.mesh)))
 

@@ -11,6 +11,7 @@ import optax
 from vision_jax.mesh import BATCH, constrain, placing
 from vision_jax.parallel import sharding
 from vision_jax.train.ema import ema_update
+from vision_jax.train.optim import frozen_mask
 
 _OTHER = ("step", "data_position", "opt_state", "ema")
 
@@ -40,7 +41,9 @@ def initial_state(variables, optimizer, average):
     return state
 
 
-def make_train_step(static, task, optimizer, device_ops, mesh, rules, *, seed, accumulate=1, ema_decay=0.0):
+def make_train_step(
+    static, task, optimizer, device_ops, mesh, rules, *, seed, accumulate=1, ema_decay=0.0, freeze=()
+):  # fmt: skip
     """The function (state, batch, frozen) -> (state, metrics), to be jitted with a donated state.
 
     Args:
@@ -52,12 +55,14 @@ def make_train_step(static, task, optimizer, device_ops, mesh, rules, *, seed, a
       seed: of everything random in the step.
       accumulate: microbatches; gradients are averaged over them, batch statistics pass from one to the next.
       ema_decay: decay of the average of the model, 0 for none.
+      freeze: patterns of parameters that the optimiser leaves alone: their gradients are not computed.
 
     Metrics are the task's scalars, "grad_norm", and "finite", bool for each parameter in the tree's order:
     of its gradient and its new value. Where the batch says "replaced" or "stop" of its examples, so do they.
     """
 
     def loss_of(params, others, frozen, batch, key):
+        params = jax.tree.map(_kept, frozen_mask(freeze, params), params)
         with placing(lambda name, layer: sharding.gather(layer, mesh, rules, prefix=name)):
             variables = {"params": sharding.gather(params, mesh, rules), **others}
             return task.train_loss(static, variables, frozen, batch, key)
@@ -106,6 +111,10 @@ def make_train_step(static, task, optimizer, device_ops, mesh, rules, *, seed, a
         return new, metrics
 
     return step
+
+
+def _kept(frozen, param):
+    return jax.lax.stop_gradient(param) if frozen else param
 
 
 def make_eval_step(static, task, device_ops, mesh, rules):
