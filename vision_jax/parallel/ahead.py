@@ -79,7 +79,7 @@ class Report:
       temporaries: beside state and batch. None where the compiler gave up for want of memory.
       total: all that must be held at once; None where the compiler gave up without telling.
       model_flops: of a whole step, on all devices: three times the forward pass's, which is the convention for a
-        gradient, and once a teacher's.
+        gradient, and once a teacher's; less where layers are frozen.
       flops: of all products that one device runs, recomputed ones among them.
       hbm_bytes: moved to and from its memory.
       moved: {kind: (collectives a step, bytes that a device receives)}.
@@ -145,7 +145,7 @@ class Report:
         verdict = "fits" if self.fits else "does NOT fit"
         total = "     more than there is" if self.total is None else gib(self.total)
         out.append(f"  all            {total} of {self.capacity / GIB:.1f}: {verdict}")
-        out.append(f"model FLOPs      {self.model_flops:.4g} a step (3 x the forward pass)")
+        out.append(f"model FLOPs      {self.model_flops:.4g} a step")
         if self.roofline is None:
             return [*out, "The compiler found no room: what it would move and how long a step would take is not known."]
         share = self.model_flops / self.devices / self.flops if self.flops else 0

@@ -25,6 +25,7 @@ from vision_jax.parallel.macs import count
 from vision_jax.train import config as configs
 from vision_jax.train.lowered import batch_shapes, lower
 from vision_jax.train.run import build
+from vision_jax.train.step import without_gradient
 
 logger = logging.getLogger(__name__)
 
@@ -121,12 +122,15 @@ def _readable(compiled):
 def model_flops(run):
     """Floating-point operations of a step: three times those of the student's forward pass, and a teacher's.
 
-    Those of the model as it is written, on whatever device: not of a kernel's tiles, nor of what is computed again.
+    Where layers are frozen, those of the forward pass and of the gradients that are left. Those of the model as it is
+    written, on whatever device: not of a kernel's tiles, nor of what is computed again.
     """
     batch, frozen = batch_shapes(run), run.task.frozen_shapes()
     key = jax.eval_shape(lambda: jax.random.key(0))
     batch = jax.eval_shape(run.train_ops[1], key, {k: jax.ShapeDtypeStruct(s.shape, s.dtype) for k, s in batch.items()})
     loss = functools.partial(run.task.train_loss, run.static)
+    if freeze := run.config.optim.freeze:
+        return 2 * count(jax.make_jaxpr(_probe(loss, freeze))(run.static.shapes, frozen, batch, key).jaxpr).macs
     forward = count(jax.make_jaxpr(loss)(run.static.shapes, frozen, batch, key).jaxpr).macs
     taught = 0
     if frozen:
@@ -134,6 +138,18 @@ def model_flops(run):
         asked = teacher.dense_logits if run.task.token_labelling else teacher.logits
         taught = count(jax.make_jaxpr(asked)(frozen["teacher"], batch["image"]).jaxpr).macs
     return 2 * (3 * (forward - taught) + taught)
+
+
+def _probe(loss, freeze):
+    """The gradient of a loss (variables, ...) towards the parameters that are not frozen."""
+
+    def gradient(variables, *args):
+        def of(params):
+            return loss({**variables, "params": without_gradient(freeze, params)}, *args)[0]
+
+        return jax.grad(of)(variables["params"])
+
+    return gradient
 
 
 def fitting(run, name):

@@ -62,7 +62,7 @@ def make_train_step(
     """
 
     def loss_of(params, others, frozen, batch, key):
-        params = jax.tree.map(_kept, frozen_mask(freeze, params), params)
+        params = without_gradient(freeze, params)
         with placing(lambda name, layer: sharding.gather(layer, mesh, rules, prefix=name)):
             variables = {"params": sharding.gather(params, mesh, rules), **others}
             return task.train_loss(static, variables, frozen, batch, key)
@@ -113,8 +113,10 @@ def make_train_step(
     return step
 
 
-def _kept(frozen, param):
-    return jax.lax.stop_gradient(param) if frozen else param
+def without_gradient(freeze, params):
+    """The parameters, those that the patterns freeze as constants."""
+    frozen = frozen_mask(freeze, params)
+    return jax.tree.map(lambda kept, param: jax.lax.stop_gradient(param) if kept else param, frozen, params)
 
 
 def make_eval_step(static, task, device_ops, mesh, rules):
