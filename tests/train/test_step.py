@@ -198,6 +198,7 @@ def test_eval_and_predict_steps():
     np.testing.assert_allclose(got, task.predict(static, variables, half["image"]), rtol=1e-6)
 
 
+@pytest.mark.heavy
 def test_gradients_of_frozen_layers_are_not_computed():
     """A linear probe: all but the head frozen. Products of the forward pass and of the head's gradient remain."""
     model, batch = (
