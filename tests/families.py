@@ -143,6 +143,7 @@ ATTENTION = {
         "visformer_tiny",
         dict(img_size=32, stem_dim=8, depths=(1, 1), embed_dims=(16, 32), num_heads=(0, 4), groups=4, num_classes=8),
     ),
+    "nest": ("nest_tiny_jx", dict(TWO, img_size=16, embed_dims=(16, 32), num_heads=(4, 4), mlp_ratio=2.0)),
     "hiera": (
         "hiera_tiny_224",
         dict(img_size=32, embed_dim=32, num_heads=4, depths=(1, 1), local=(True, False), mlp_ratio=2.0, num_classes=8),

@@ -64,6 +64,7 @@ NEAR = (
     "nextvit",
     "cait",
     "xcit",
+    "nest",
     "hiera",
     "focalnet",
     "pit",

@@ -50,6 +50,10 @@ class WindowAttention(nnx.Module):
         return resample_relative_bias(array, self.window_size) if leaf == "relative_position_bias_table" else array
 
 
+class HeadsInnermostWindowAttention(WindowAttention):
+    """The same; in weight files of the reference the projection's input has heads innermost: NesT's code merges so."""
+
+
 def pad_to_windows(x, window_size, shift):
     """Zeros below and to the right of a map [B, H, W, ...] that windows do not tile, before the projection to q, k, v.
 
