@@ -162,6 +162,10 @@ PATCHES = dict(img_size=32, patch_size=8, embed_dim=32, depth=1, num_classes=8)
 OTHERS = {
     "resnet": ("resnet18", dict(img_size=32, embed_dims=(8, 16), depths=(1, 1), num_classes=8)),
     "resnext": ("resnext50_32x4d", dict(img_size=32, embed_dims=(16, 32), depths=(1, 1), cardinality=4, num_classes=8)),
+    "regnet": (
+        "regnety_002",
+        dict(img_size=32, depth=2, initial_width=16, slope=16.0, multiplier=2.0, stem_dim=16, num_classes=8),
+    ),
     "halonet": ("halonet26t", dict(img_size=32, act="silu", stem_dims=(16,), stages=HALONET, num_classes=8)),
     "resnet_v2": (
         "resnetv2_50x1_bit",

@@ -55,6 +55,7 @@ NEAR = (
     "pvt_v2, linear",
     "resnet",
     "resnet_v2",
+    "regnet",
     "convnextv2",
     "identityformer",
     "inception_next",
