@@ -162,6 +162,7 @@ PATCHES = dict(img_size=32, patch_size=8, embed_dim=32, depth=1, num_classes=8)
 OTHERS = {
     "resnet": ("resnet18", dict(img_size=32, embed_dims=(8, 16), depths=(1, 1), num_classes=8)),
     "resnext": ("resnext50_32x4d", dict(img_size=32, embed_dims=(16, 32), depths=(1, 1), cardinality=4, num_classes=8)),
+    "densenet": ("densenet121", dict(img_size=48, depths=(2, 1), growth_rate=16, bottleneck=2, num_classes=8)),
     "regnet": (
         "regnety_002",
         dict(img_size=32, depth=2, initial_width=16, slope=16.0, multiplier=2.0, stem_dim=16, num_classes=8),
@@ -225,7 +226,14 @@ def all_but_zero(name, names):
     """Whether the gradient of a parameter is 0 but for rounding, given the names of all."""
     # Visformer's patches: whatever comes next is normalised over the batch
     patches = name.endswith(".downsample.bn.bias") and name.replace("bn.bias", "position.table") in names
-    return patches or re.search(ALL_BUT_ZERO, name) or (name.endswith(".conv.bias") and f"{name[:-9]}bn.scale" in names)
+    # DenseNet's stem: the norms after it take its scale away, all but what the bias leaves
+    stem = name == "stem.norms.0.scale"
+    return (
+        patches
+        or stem
+        or re.search(ALL_BUT_ZERO, name)
+        or (name.endswith(".conv.bias") and f"{name[:-9]}bn.scale" in names)
+    )
 
 
 # Queries that all windows share come from no projection: each device takes its heads, and gathers their gradient.

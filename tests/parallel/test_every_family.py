@@ -56,6 +56,7 @@ NEAR = (
     "resnet",
     "resnet_v2",
     "regnet",
+    "densenet",
     "convnextv2",
     "identityformer",
     "inception_next",
