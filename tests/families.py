@@ -152,6 +152,10 @@ ATTENTION = {
 }
 SEPARABLE, MBCONV = (Blocks("separable", 1, 3, 1, 1, 16, 0.25),), (Blocks("mbconv", 1, 3, 2, 2, 16, 0.5),)
 FUSED = (Blocks("fused", 1, 3, 1, 2, 16, 0.25),)
+UNIVERSAL = (
+    Blocks("uib", 1, 3, 2, 2, 16, start=3),
+    Blocks("mqa", 1, 3, 1, 1, 16, num_heads=4, head_dim=8, shrink=2),
+)
 MOBILE = dict(img_size=32, stem_dim=16, head_dim=32, num_classes=8)
 HALONET = (
     halonet.Blocks(16, 1, (0,), halonet.Mixer("halo", 4, window_size=4, halo=2), 1, 1.0),
@@ -207,6 +211,7 @@ OTHERS = {
     "efficientnetv2": ("tf_efficientnetv2_b0", dict(MOBILE, stages=(FUSED, MBCONV))),
     "mnasnet": ("mnasnet_small", dict(MOBILE, img_size=48, stages=(SEPARABLE, MBCONV))),
     "mobilenetv3": ("mobilenetv3_small_100", dict(MOBILE, stages=(SEPARABLE, MBCONV))),
+    "mobilenetv4": ("mobilenetv4_hybrid_large", dict(MOBILE, stages=(FUSED, UNIVERSAL))),
     "mlp_mixer": ("mixer_s16_224", PATCHES),
     "gmixer": ("gmixer_12_224", PATCHES),
     "resmlp": ("resmlp_12_224", PATCHES),
@@ -218,7 +223,8 @@ OTHERS = {
 FAMILIES = ATTENTION | OTHERS
 # Parameters whose gradient is 0 but for rounding, in some families: a batch norm takes the bias before it away.
 ALL_BUT_ZERO = (
-    r"(stem\.conv|token_mixer\.dwconv_\w+|patch_embed\.convs\.\d+|downsample\.reduction|local_mp\.conv1)\.bias$"
+    r"(stem\.conv|token_mixer\.dwconv_\w+|patch_embed\.convs\.\d+|downsample\.reduction|local_mp\.conv1"
+    r"|pw_proj\.bn|attn\.(key|value)\.norm)\.bias$"
 )
 
 

@@ -76,6 +76,7 @@ NEAR = (
     "efficientnetv2",
     "mnasnet",
     "mobilenetv3",
+    "mobilenetv4",
     "vitamin",
     "lookupvit",
     "beit",
