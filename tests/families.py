@@ -143,6 +143,7 @@ ATTENTION = {
         "visformer_tiny",
         dict(img_size=32, stem_dim=8, depths=(1, 1), embed_dims=(16, 32), num_heads=(0, 4), groups=4, num_classes=8),
     ),
+    "nest": ("nest_tiny_jx", dict(TWO, img_size=16, embed_dims=(16, 32), num_heads=(4, 4), mlp_ratio=2.0)),
     "hiera": (
         "hiera_tiny_224",
         dict(img_size=32, embed_dim=32, num_heads=4, depths=(1, 1), local=(True, False), mlp_ratio=2.0, num_classes=8),
@@ -151,6 +152,10 @@ ATTENTION = {
 }
 SEPARABLE, MBCONV = (Blocks("separable", 1, 3, 1, 1, 16, 0.25),), (Blocks("mbconv", 1, 3, 2, 2, 16, 0.5),)
 FUSED = (Blocks("fused", 1, 3, 1, 2, 16, 0.25),)
+UNIVERSAL = (
+    Blocks("uib", 1, 3, 2, 2, 16, start=3),
+    Blocks("mqa", 1, 3, 1, 1, 16, num_heads=4, head_dim=8, shrink=2),
+)
 MOBILE = dict(img_size=32, stem_dim=16, head_dim=32, num_classes=8)
 HALONET = (
     halonet.Blocks(16, 1, (0,), halonet.Mixer("halo", 4, window_size=4, halo=2), 1, 1.0),
@@ -161,6 +166,11 @@ PATCHES = dict(img_size=32, patch_size=8, embed_dim=32, depth=1, num_classes=8)
 OTHERS = {
     "resnet": ("resnet18", dict(img_size=32, embed_dims=(8, 16), depths=(1, 1), num_classes=8)),
     "resnext": ("resnext50_32x4d", dict(img_size=32, embed_dims=(16, 32), depths=(1, 1), cardinality=4, num_classes=8)),
+    "densenet": ("densenet121", dict(img_size=48, depths=(2, 1), growth_rate=16, bottleneck=2, num_classes=8)),
+    "regnet": (
+        "regnety_002",
+        dict(img_size=32, depth=2, initial_width=16, slope=16.0, multiplier=2.0, stem_dim=16, num_classes=8),
+    ),
     "halonet": ("halonet26t", dict(img_size=32, act="silu", stem_dims=(16,), stages=HALONET, num_classes=8)),
     "resnet_v2": (
         "resnetv2_50x1_bit",
@@ -201,6 +211,7 @@ OTHERS = {
     "efficientnetv2": ("tf_efficientnetv2_b0", dict(MOBILE, stages=(FUSED, MBCONV))),
     "mnasnet": ("mnasnet_small", dict(MOBILE, img_size=48, stages=(SEPARABLE, MBCONV))),
     "mobilenetv3": ("mobilenetv3_small_100", dict(MOBILE, stages=(SEPARABLE, MBCONV))),
+    "mobilenetv4": ("mobilenetv4_hybrid_large", dict(MOBILE, stages=(FUSED, UNIVERSAL))),
     "mlp_mixer": ("mixer_s16_224", PATCHES),
     "gmixer": ("gmixer_12_224", PATCHES),
     "resmlp": ("resmlp_12_224", PATCHES),
@@ -212,7 +223,8 @@ OTHERS = {
 FAMILIES = ATTENTION | OTHERS
 # Parameters whose gradient is 0 but for rounding, in some families: a batch norm takes the bias before it away.
 ALL_BUT_ZERO = (
-    r"(stem\.conv|token_mixer\.dwconv_\w+|patch_embed\.convs\.\d+|downsample\.reduction|local_mp\.conv1)\.bias$"
+    r"(stem\.conv|token_mixer\.dwconv_\w+|patch_embed\.convs\.\d+|downsample\.reduction|local_mp\.conv1"
+    r"|pw_proj\.bn|attn\.(key|value)\.norm)\.bias$"
 )
 
 
@@ -220,7 +232,14 @@ def all_but_zero(name, names):
     """Whether the gradient of a parameter is 0 but for rounding, given the names of all."""
     # Visformer's patches: whatever comes next is normalised over the batch
     patches = name.endswith(".downsample.bn.bias") and name.replace("bn.bias", "position.table") in names
-    return patches or re.search(ALL_BUT_ZERO, name) or (name.endswith(".conv.bias") and f"{name[:-9]}bn.scale" in names)
+    # DenseNet's stem: the norms after it take its scale away, all but what the bias leaves
+    stem = name == "stem.norms.0.scale"
+    return (
+        patches
+        or stem
+        or re.search(ALL_BUT_ZERO, name)
+        or (name.endswith(".conv.bias") and f"{name[:-9]}bn.scale" in names)
+    )
 
 
 # Queries that all windows share come from no projection: each device takes its heads, and gathers their gradient.

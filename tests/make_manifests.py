@@ -74,14 +74,18 @@ def _lookups_uncounted():
     """MaxViT's biases are looked up by products with one-hot tables there: a hundredth of all; ours cost none.
 
     BoTNet's and HaloNet's queries meet every relative position there, also those that no key has, and BAT's matrices
-    are those of a few blocks, blown up to the size of the map with zeros.
+    are those of a few blocks, blown up to the size of the map with zeros. Blurs are convolutions there, here means.
     """
     layers = [importlib.import_module(f"timm.layers.{name}") for name in ("bottleneck_attn", "halo_attn")]
     tables = importlib.import_module("timm.layers.pos_embed_rel")
+    blur = importlib.import_module("timm.layers.blur_pool").BlurPool2d
     bat = importlib.import_module("timm.layers.non_local_attn").BilinearAttnTransform
     places = [(module, "rel_logits_1d", _met) for module in layers]
     places.append((tables, "reindex_2d_einsum_lookup", lambda t, h, w, *_: t.new_empty(len(t), h * w, h * w)))
-    places.append((bat, "forward", _mixed))
+    places += [
+        (bat, "forward", _mixed),
+        (blur, "forward", lambda _, x: torch.nn.functional.avg_pool2d(x, 2, ceil_mode=True)),
+    ]
     before = [(place, name, getattr(place, name)) for place, name, _ in places]
     try:
         for place in places:

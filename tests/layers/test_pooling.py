@@ -60,5 +60,12 @@ def test_maximum(window, stride, padding):
     np.testing.assert_array_equal(max_pool(x, window, stride=stride, padding=padding), wanted)
 
 
+@pytest.mark.parametrize("size", [6, 7])
+def test_maximum_with_padding_as_tensorflows(size):
+    x = np.arange(-50.0, size * size - 50).reshape(1, size, size, 1)
+    after = np.minimum(np.arange(0, size, 2) + (2 if size % 2 == 0 else 1), size - 1)  # the last of each window
+    np.testing.assert_array_equal(max_pool(x, 3, stride=2, padding="same")[0, :, :, 0], x[0, after][:, after][:, :, 0])
+
+
 def test_average_of_bfloat16_stays_bfloat16():
     assert avg_pool(jnp.ones((1, 5, 5, 2), jnp.bfloat16), 2, stride=2, ceil_mode=True).dtype == jnp.bfloat16

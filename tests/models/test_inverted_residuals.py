@@ -27,7 +27,7 @@ def test_channels_are_multiples_of_eight():
 
 def test_errors():
     for fields, message in (
-        (dict(act="gelu"), "act='gelu': one of .*'silu'"),
+        (dict(act="elu"), "act='elu': one of .*'silu'"),
         (dict(stages=((ROW._replace(act="tanh"),),)), "act='tanh': one of"),
         (dict(stages=((ROW._replace(kind="ghost"),),)), "kind='ghost': one of .*'mbconv'"),
         (dict(stages=((),)), "at least one, each with blocks"),

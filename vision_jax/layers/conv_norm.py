@@ -14,7 +14,7 @@ from vision_jax.errors import InputError
 from vision_jax.layers.conv import Conv
 from vision_jax.layers.drop import drop_path, dropout
 from vision_jax.layers.linear import PointwiseConv
-from vision_jax.layers.norm import BatchNorm
+from vision_jax.layers.norm import BatchNorm, normalise
 from vision_jax.parameters import ones, torch_default, zeros
 
 
@@ -32,29 +32,29 @@ class ConvNorm(nnx.Module):
       residual: add the input; for a depthwise convolution of stride 1.
       init, bias_init: initialisers of the convolution.
       scale_init: of the norm's scale.
+      norm: `(dim, scale_init=, dtype=) -> module`, where it is no batch norm.
       dtype: dtype of the computation.
     """
 
     def __init__(
         self, din, dout, kernel_size=1, *, stride=1, groups=1, bias=False, act=None, residual=False,
-        init=torch_default, bias_init=torch_default, scale_init=ones, dtype=jnp.float32,
+        init=torch_default, bias_init=torch_default, scale_init=ones, norm=BatchNorm, dtype=jnp.float32,
     ):  # fmt: skip
         self.act, self.residual, kw = act, residual, dict(bias=bias, init=init, bias_init=bias_init, dtype=dtype)
         if kernel_size == stride == groups == 1:
             self.conv = PointwiseConv(din, dout, **kw)
         else:
             self.conv = Conv(din, dout, kernel_size, stride=stride, groups=groups, **kw)
-        self.bn = BatchNorm(dout, scale_init=scale_init, dtype=dtype)
+        self.bn = norm(dout, scale_init=scale_init, dtype=dtype)
 
     def __call__(self, x, train=None):
-        y = self.conv(x)
-        y = self.bn(y, train) if self.bn else y
+        y = normalise(self.bn, self.conv(x), train)
         y = self.act(y) if self.act else y
         return x + drop_path(y, train) if self.residual else y
 
     def reparameterize(self):
-        """Leaves a convolution with a bias."""
-        if self.bn is None:
+        """Leaves a convolution with a bias; other norms than a batch norm stay."""
+        if not isinstance(self.bn, BatchNorm):
             return
         norm_after(self.conv, self.bn)
         self.bn = None

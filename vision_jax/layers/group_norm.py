@@ -17,12 +17,13 @@ class GroupNorm(nnx.Module):
       groups: number of groups; divides dim. 1 normalises all of an example at once.
       epsilon: added to the variance.
       bias: whether a bias is added.
+      scale_init: initialiser of the scale.
       dtype: dtype of the result; the norm is computed in at least float32.
     """
 
-    def __init__(self, dim, groups=1, *, epsilon=1e-5, bias=True, dtype=jnp.float32):
+    def __init__(self, dim, groups=1, *, epsilon=1e-5, bias=True, scale_init=ones, dtype=jnp.float32):
         self.groups, self.epsilon, self.dtype = groups, epsilon, dtype
-        self.scale = param((dim,), ones)
+        self.scale = param((dim,), scale_init)
         self.bias = param((dim,), zeros) if bias else None
 
     def __call__(self, x):

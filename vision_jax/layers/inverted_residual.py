@@ -97,11 +97,13 @@ class FusedMBConv(Residual):
     """One dense convolution for the first two of an inverted bottleneck: faster where accelerators have the units.
 
     EfficientNet-EdgeTPU (Gupta & Tan, 2019), EfficientNetV2 (Tan & Le, 2021, arXiv:2104.00298, figure 2).
+    `shrink`: map -> half of it, in place of the stride.
     """
 
-    def __init__(self, din, dout, kernel_size, *, hidden, squeezed=0, stride=1, skip=True, parts):
+    def __init__(self, din, dout, kernel_size, *, hidden, squeezed=0, stride=1, skip=True, shrink=None, parts):
         super().__init__(din, dout, stride, skip)
-        self.act = parts.act
+        self.act, self.shrink = parts.act, shrink if stride > 1 else None
+        stride = 1 if self.shrink else stride
         self.conv_exp, self.bn1 = parts.conv(din, hidden, kernel_size, stride=stride), parts.norm(hidden)
         self.se = parts.squeeze(hidden, squeezed)
         self.conv_pwl, self.bn2 = parts.conv(hidden, dout, 1), parts.norm(dout)
@@ -109,4 +111,5 @@ class FusedMBConv(Residual):
     def branch(self, x, train):
         """What is added to the input."""
         x = self.act(self.bn1(self.conv_exp(x), train))
+        x = self.shrink(x) if self.shrink else x
         return self.bn2(self.conv_pwl(self.se(x) if self.se else x), train)

@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -10,8 +11,16 @@ from vision_jax.layers.window_reduce import window_max, window_sum
 
 
 def max_pool(x, window, *, stride, padding=0):
-    """The largest value of each window, [B, H, W, C] -> [B, H', W', C]; padding never wins (torch's MaxPool2d)."""
-    return window_max(x, pair(window), pair(stride), tuple((p, p) for p in pair(padding)))
+    """The largest value of each window, [B, H, W, C] -> [B, H', W', C]; padding never wins (torch's MaxPool2d).
+
+    `padding` "same" is TensorFlow's, an odd element of it at the far end.
+    """
+    window, stride = pair(window), pair(stride)
+    if padding == "same":
+        pads = tuple(jax.lax.padtype_to_pads(x.shape[1:3], window, stride, "SAME"))
+    else:
+        pads = tuple((p, p) for p in pair(padding))
+    return window_max(x, window, stride, pads)
 
 
 def avg_pool(x, window, *, stride, padding=0, ceil_mode=False):

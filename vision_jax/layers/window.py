@@ -56,6 +56,10 @@ class WindowAttention(nnx.Module):
         return resample_relative_bias(array, self.window_size) if leaf == "relative_position_bias_table" else array
 
 
+class HeadsInnermostWindowAttention(WindowAttention):
+    """The same; in weight files of the reference the projection's input has heads innermost: NesT's code merges so."""
+
+
 def window_probabilities(attend, q, size):
     """The attention weights of every query, [B, H, W, heads, N]: its window's N tokens are the keys, row by row.
 

@@ -1,4 +1,4 @@
-"""What the networks of inverted residuals share: MnasNet, MobileNetV3, EfficientNet and EfficientNetV2.
+"""What the networks of inverted residuals share: MnasNet, MobileNetV3, MobileNetV4, EfficientNet and EfficientNetV2.
 
 All are a strided convolution, stages of mobile blocks written down in a table, and a wide last layer before the
 classifier. The tables are the families' own.
@@ -12,24 +12,30 @@ from typing import ClassVar, NamedTuple
 import jax
 from flax import nnx
 
+from vision_jax.layers.blur_pool import blur_pool
 from vision_jax.layers.channels import round_channels
 from vision_jax.layers.conv import Conv
 from vision_jax.layers.drop import dropout, linear_rates
 from vision_jax.layers.inverted_residual import ConvBlock, FusedMBConv, MBConv, Parts, SeparableConv
 from vision_jax.layers.linear import Linear, PointwiseConv
-from vision_jax.layers.norm import BatchNorm
+from vision_jax.layers.mlp import gelu
+from vision_jax.layers.norm import BatchNorm, normalise
+from vision_jax.layers.pooling import avg_pool
 from vision_jax.layers.squeeze_excite import SqueezeExcite
 from vision_jax.layers.stack import Stack
+from vision_jax.layers.universal_bottleneck import MobileAttention, UniversalBottleneck
 from vision_jax.models.base import FeatureInfo, Model, ModelConfig, block_groups, numbered
 from vision_jax.parameters import VarianceScaling, kaiming_normal, zeros
 from vision_jax.registry import check
 
-KINDS = ("conv", "separable", "mbconv", "fused")
+KINDS = ("conv", "separable", "mbconv", "fused", "uib", "mqa")
+SHRINK = {"avg": functools.partial(avg_pool, window=2, stride=2), "blur": functools.partial(blur_pool, mode="constant")}
 ACTIVATIONS = {
     "relu": jax.nn.relu,
     "relu6": jax.nn.relu6,
     "silu": jax.nn.silu,
     "hard_swish": jax.nn.hard_swish,
+    "gelu": gelu,
 }
 GATES = {"sigmoid": jax.nn.sigmoid, "hard_sigmoid": jax.nn.hard_sigmoid}
 
@@ -38,15 +44,18 @@ class Blocks(NamedTuple):
     """Equal blocks in a row; a stage is one row or several.
 
     Attributes:
-      kind: "conv", "separable", "mbconv" or "fused": see `layers.inverted_residual`.
+      kind: "conv", "separable", "mbconv" or "fused": see `layers.inverted_residual`; "uib" or "mqa":
+        `layers.universal_bottleneck`.
       repeats: how many.
-      kernel_size: of the convolution that is not pointwise.
+      kernel_size: of the convolution that is not pointwise; of "uib" that in the middle, 0 for none.
       stride: of the stage's first block.
       expansion: hidden channels are the input's times this.
       dim: channels out.
       se: channels of the squeeze-and-excitation, as a share of those that `se_from_hidden` says; 0 for none.
       act: the activation, or None for the network's.
       skip: whether the input is added where it can be.
+      start: kernel size of the convolution that "uib" starts with; 0 for none.
+      num_heads, head_dim, shrink: of "mqa"; the stride of the map of its keys and values.
     """
 
     kind: str
@@ -58,6 +67,10 @@ class Blocks(NamedTuple):
     se: float = 0.0
     act: str | None = None
     skip: bool = True
+    start: int = 0
+    num_heads: int = 0
+    head_dim: int = 0
+    shrink: int = 1
 
 
 def scaled(stages, width=1.0, depth=1.0, *, limit=0.9, fixed_ends=False):
@@ -96,10 +109,11 @@ class InvertedResidualConfig(ModelConfig):
     """A network of inverted residuals.
 
     `stem_dim` and `head_dim`: channels of the first convolution and of the last; `pooled_head`: the last comes after
-    the pooling (MobileNetV3), and has a bias if `head_bias` and no norm. `se_act`, `se_gate`: activations of the
-    squeeze-and-excitation, None for the block's; `se_from_hidden`: its channels are counted from the block's hidden
+    the pooling (MobileNetV3), and has a bias if `head_bias`, a norm if `head_norm`. `se_act`, `se_gate`: activations of
+    the squeeze-and-excitation, None for the block's; `se_from_hidden`: its channels are counted from the block's hidden
     ones, not from its input's, and are a multiple of `se_divisor`. `same_padding`: TensorFlow's; with the `epsilon` of
-    its batch norms it is what the weights of the `tf_` variants were trained with.
+    its batch norms it is what the weights of the `tf_` variants were trained with. `shrink`: "avg" or "blur" halve maps
+    in place of strides, in the blocks but not the stem. `layer_scale`: initial scale of the branches of MobileNetV4.
     """
 
     stages: tuple = ()
@@ -107,6 +121,7 @@ class InvertedResidualConfig(ModelConfig):
     head_dim: int = 1280
     pooled_head: bool = False
     head_bias: bool = True
+    head_norm: bool = False
     act: str = "relu"
     se_act: str | None = None
     se_gate: str = "sigmoid"
@@ -114,10 +129,13 @@ class InvertedResidualConfig(ModelConfig):
     se_divisor: int = 1
     same_padding: bool = False
     epsilon: float = 1e-5
+    shrink: str | None = None
+    layer_scale: float | None = None
 
     def __post_init__(self):
         check(self.stages and all(self.stages), "stages=(): at least one, each with blocks")
         check(self.se_gate in GATES, f"se_gate={self.se_gate!r}: one of {tuple(GATES)}")
+        check(self.shrink in (None, *SHRINK), f"shrink={self.shrink!r}: None or one of {tuple(SHRINK)}")
         rows = [Blocks(*row) for stage in self.stages for row in stage]
         for act in (self.act, self.se_act, *(row.act for row in rows)):
             check(act is None or act in ACTIVATIONS, f"act={act!r}: one of {tuple(ACTIVATIONS)}")
@@ -134,6 +152,8 @@ class InvertedResiduals(Model):
             (r"^head\.", "classifier."),
             (r"\.se\.fc1\.", ".se.conv_reduce."),
             (r"\.se\.fc2\.", ".se.conv_expand."),
+            (r"\.attn\.q\.", ".attn.query.proj."),
+            (r"\.attn\.proj\.", ".attn.output.proj."),
         ),
     }
 
@@ -158,6 +178,7 @@ class InvertedResiduals(Model):
         self.blocks, self.feature_info = nnx.List(stacks), tuple(info)
         pointwise = functools.partial(PointwiseConv, init=kaiming_normal, bias_init=zeros, dtype=c.dtype)
         self.conv_head = pointwise(dim, c.head_dim, bias=c.pooled_head and c.head_bias)
+        self.norm_head = parts.norm(c.head_dim) if c.head_norm else None
         self.bn2 = None if c.pooled_head else parts.norm(c.head_dim)
         init = VarianceScaling(1 / 3, "fan_out", "uniform")
         self.head = Linear(c.head_dim, c.num_classes, init=init, dtype=c.dtype) if c.num_classes else None
@@ -180,16 +201,26 @@ class InvertedResiduals(Model):
 
     def _block(self, rows, dims, index):
         (row, _), din, dout, c = rows[index], dims[index], dims[index + 1], self.config
+        if row.kind == "mqa":
+            how = dict(num_heads=row.num_heads, head_dim=row.head_dim, kernel_size=row.kernel_size, stride=row.shrink)
+            return MobileAttention(din, layer_scale=c.layer_scale, dtype=c.dtype, **how)
         how = dict(stride=1 if index else row.stride, skip=row.skip, parts=self._parts(row.act or c.act))
         hidden = din if row.kind == "separable" else round_channels(din * row.expansion)
         squeezed = hidden * (row.se if c.se_from_hidden else row.se / row.expansion)
         squeezed = round_channels(squeezed, c.se_divisor) if row.se and c.se_divisor > 1 else round(squeezed)
+        shrink = SHRINK.get(c.shrink)
+        if row.kind == "uib":
+            how.pop("parts")
+            how |= dict(hidden=hidden, kernel_sizes=(row.start, row.kernel_size), act=ACTIVATIONS[row.act or c.act])
+            return UniversalBottleneck(din, dout, shrink=shrink, layer_scale=c.layer_scale, dtype=c.dtype, **how)
         if row.kind == "conv":
             return ConvBlock(din, dout, row.kernel_size, **how)
         if row.kind == "separable":
             return SeparableConv(din, dout, row.kernel_size, squeezed=squeezed, **how)
-        kind = MBConv if row.kind == "mbconv" else FusedMBConv
-        return kind(din, dout, row.kernel_size, hidden=hidden, squeezed=squeezed, **how)
+        how |= dict(hidden=hidden, squeezed=squeezed)
+        if row.kind == "mbconv":
+            return MBConv(din, dout, row.kernel_size, **how)
+        return FusedMBConv(din, dout, row.kernel_size, shrink=shrink, **how)
 
     def forward_features(self, images, train=None, pyramid=False, out_indices=None):
         """Images [B, H, W, C] -> map [B, H/32, W/32, head_dim], or with a pooled head that after the last stage.
@@ -207,7 +238,8 @@ class InvertedResiduals(Model):
     def forward_head(self, x, train=None):
         """Map [B, H, W, C] -> logits [B, num_classes], or the last features [B, head_dim] without a classifier."""
         x = x.mean(axis=(1, 2))
-        x = self.act(self.conv_head(x)) if self.config.pooled_head else x
+        if self.config.pooled_head:
+            x = self.act(normalise(self.norm_head, self.conv_head(x), train))
         x = dropout(x, self.config.drop_rate, train)
         return self.head(x) if self.head else x
 

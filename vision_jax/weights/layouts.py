@@ -26,6 +26,7 @@ from vision_jax.layers.position_map import PositionMap
 from vision_jax.layers.response_norm import GlobalResponseNorm
 from vision_jax.layers.rms_norm import RMSNorm
 from vision_jax.layers.scale import MapLayerScale
+from vision_jax.layers.window import HeadsInnermostWindowAttention
 
 
 def _same(array, module):
@@ -138,6 +139,14 @@ TORCH = {
             lambda a, m: a.T.reshape(-1, *m.kernel.shape[-2:]),
         ),
         "bias": Rule("bias", lambda a, _: a.reshape(-1), lambda a, m: a.reshape(m.bias.shape[-2:])),
+    },
+    HeadsInnermostWindowAttention: {
+        # ours [heads * head_dim, C], there [C, head_dim * heads]
+        "proj.kernel": Rule(
+            "weight",
+            lambda a, m: a.reshape(*_heads(m.qkv), -1).transpose(2, 1, 0).reshape(a.shape[1], -1),
+            lambda a, m: a.reshape(len(a), *_heads(m.qkv)[::-1]).transpose(2, 1, 0).reshape(-1, len(a)),
+        ),
     },
     HeadsFirstQKV: {
         # ours [C, 3, heads, head_dim], there [heads * 3 * head_dim, C]
