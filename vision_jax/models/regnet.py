@@ -28,7 +28,7 @@ from vision_jax.layers.pooling import avg_pool
 from vision_jax.layers.squeeze_excite import SqueezeExcite
 from vision_jax.layers.stack import Stack
 from vision_jax.mesh import constrain_batch
-from vision_jax.models.base import FeatureInfo, Model, ModelConfig
+from vision_jax.models.base import FeatureInfo, Model, ModelConfig, block_groups, numbered
 from vision_jax.parameters import Normal, kaiming_normal, ones, zeros
 from vision_jax.registry import check, register
 
@@ -229,11 +229,7 @@ class RegNet(Model):
 
     def layer_groups(self):
         """(pattern, group) for layer-wise decay: the stem, each block, the head."""
-        groups, group = [(r"^stem\.", 0)], 1
-        for i, blocks in enumerate(self.stages):
-            groups += [(rf"^stages\.{i}\.{j}\.", group + j) for j in range(len(blocks))]
-            group += len(blocks)
-        return (*groups, (r"", group))
+        return block_groups(r"^stem\.", numbered("stages", self.stages))
 
 
 _SWAG, _SEER = dict(licence="cc-by-nc-4.0"), dict(licence="seer-license")
