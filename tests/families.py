@@ -194,6 +194,7 @@ OTHERS = {
             num_classes=8,
         ),
     ),
+    "levit": ("levit_128s", dict(TWO, num_heads=(4, 4), key_dim=8)),
     "focalnet": ("focalnet_tiny_srf", dict(img_size=32, embed_dim=16, depths=(1, 1), num_classes=8)),
     "gfnet": ("gfnet_ti", dict(img_size=16, patch_size=4, depths=(1,), embed_dims=(32,), num_classes=8)),
     "mambaout": ("mambaout_femto", TWO),

@@ -15,6 +15,7 @@ LEFT = {  # of each family the norms that no layer takes over
     "efficientformer": set(),
     "efficientformer_v2": {"norm_pre"},
     "nextvit": {"norm_pre"},
+    "levit": set(),
 }
 
 

@@ -62,6 +62,7 @@ NEAR = (
     "efficientformer",
     "efficientformer_v2",
     "nextvit",
+    "levit",
     "cait",
     "xcit",
     "hiera",
