@@ -195,6 +195,7 @@ OTHERS = {
         ),
     ),
     "levit": ("levit_128s", dict(TWO, num_heads=(4, 4), key_dim=8)),
+    "repvit": ("repvit_m0_9", dict(TWO, depths=(1, 2), embed_dims=(16, 32))),
     "focalnet": ("focalnet_tiny_srf", dict(img_size=32, embed_dim=16, depths=(1, 1), num_classes=8)),
     "gfnet": ("gfnet_ti", dict(img_size=16, patch_size=4, depths=(1,), embed_dims=(32,), num_classes=8)),
     "mambaout": ("mambaout_femto", TWO),
@@ -213,7 +214,7 @@ OTHERS = {
 FAMILIES = ATTENTION | OTHERS
 # Parameters whose gradient is 0 but for rounding, in some families: a batch norm takes the bias before it away.
 ALL_BUT_ZERO = (
-    r"(stem\.conv|token_mixer\.dwconv_\w+|patch_embed\.convs\.\d+|downsample\.reduction|local_mp\.conv1)\.bias$"
+    r"(stem\.conv|token_mixer\.(dwconv_\w+|conv1|conv\.bn)|patch_embed\.convs\.\d+|downsample\.reduction|local_mp\.conv1)\.bias$"
 )
 
 

@@ -16,6 +16,8 @@ LEFT = {  # of each family the norms that no layer takes over
     "efficientformer_v2": {"norm_pre"},
     "nextvit": {"norm_pre"},
     "levit": set(),
+    "repvit": set(),
+    "repvit_legacy": set(),
 }
 
 
