@@ -104,6 +104,7 @@ ATTENTION = {
     "vir": ("vir_small_patch16_224", VIT),
     "volo": ("volo_d1_224", dict(TWO, num_heads=(4, 8), class_depth=1, stem_dim=8)),
     "efficientformer": ("efficientformer_l1", dict(TWO, num_heads=4, key_dim=8, value_ratio=2, mlp_ratio=2.0)),
+    "tiny_vit": ("tiny_vit_5m_224", dict(TWO, num_heads=(4, 4), window_sizes=(4, 4))),
     "nextvit": (
         "nextvit_small",
         dict(
@@ -213,16 +214,17 @@ OTHERS = {
 }
 FAMILIES = ATTENTION | OTHERS
 # Parameters whose gradient is 0 but for rounding, in some families: a batch norm takes the bias before it away.
-ALL_BUT_ZERO = (
-    r"(stem\.conv|token_mixer\.(dwconv_\w+|conv1|conv\.bn)|patch_embed\.convs\.\d+|downsample\.reduction|local_mp\.conv1)\.bias$"
-)
+ALL_BUT_ZERO = r"(stem\.conv|token_mixer\.(dwconv_\w+|conv1|conv\.bn)|patch_embed\.convs\.\d+|downsample\.reduction|local_mp\.conv1)\.bias$"
 
 
 def all_but_zero(name, names):
     """Whether the gradient of a parameter is 0 but for rounding, given the names of all."""
     # Visformer's patches: whatever comes next is normalised over the batch
     patches = name.endswith(".downsample.bn.bias") and name.replace("bn.bias", "position.table") in names
-    return patches or re.search(ALL_BUT_ZERO, name) or (name.endswith(".conv.bias") and f"{name[:-9]}bn.scale" in names)
+    # what is added to all of the last map, whose mean such heads normalise
+    addends = [n for n in names if re.search(r"blocks\..*mlp\.fc2\.bn\.bias$", n) and "head.head.bn.bias" in names]
+    before_norm = name.endswith(".conv.bias") and f"{name[:-9]}bn.scale" in names
+    return patches or name in sorted(addends)[-1:] or re.search(ALL_BUT_ZERO, name) or before_norm
 
 
 # Queries that all windows share come from no projection: each device takes its heads, and gathers their gradient.

@@ -63,6 +63,7 @@ NEAR = (
     "efficientformer_v2",
     "nextvit",
     "levit",
+    "tiny_vit",
     "repvit",
     "cait",
     "xcit",
