@@ -214,7 +214,10 @@ OTHERS = {
 }
 FAMILIES = ATTENTION | OTHERS
 # Parameters whose gradient is 0 but for rounding, in some families: a batch norm takes the bias before it away.
-ALL_BUT_ZERO = r"(stem\.conv|token_mixer\.(dwconv_\w+|conv1|conv\.bn)|patch_embed\.convs\.\d+|downsample\.reduction|local_mp\.conv1)\.bias$"
+ALL_BUT_ZERO = (
+    r"(stem\.conv|token_mixer\.(dwconv_\w+|conv1|conv\.bn)|patch_embed\.convs\.\d+|downsample\.reduction"
+    r"|local_mp\.conv1)\.bias$"
+)
 
 
 def all_but_zero(name, names):
