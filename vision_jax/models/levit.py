@@ -125,6 +125,7 @@ class LeViT(StagedModel):
     """Images [B, H, W, C] of one size -> logits [B, num_classes]; a pair of them, of two heads, while training."""
 
     classifier = ("head",)
+    torch_ignore = (r"\.attention_bias_idxs$",)  # in files of timm's first releases
     torch_names: ClassVar = {
         "timm": (
             (r"^stem\.(\d)\.", lambda match: f"stem.conv{int(match[1]) + 1}."),

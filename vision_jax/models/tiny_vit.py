@@ -113,6 +113,7 @@ class TinyViT(StagedModel):
     """Images [B, H, W, C] -> logits [B, num_classes]; of any size."""
 
     classifier = ("head.fc",)
+    torch_ignore = (r"\.attention_bias_idxs$",)  # in files of timm's first releases
     torch_names: ClassVar = {
         "timm": (
             (r"^stem\.(\d)\.", lambda match: f"patch_embed.conv{int(match[1]) + 1}."),
