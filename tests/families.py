@@ -197,6 +197,18 @@ OTHERS = {
     ),
     "levit": ("levit_128s", dict(TWO, num_heads=(4, 4), key_dim=8)),
     "repvit": ("repvit_m0_9", dict(TWO, depths=(1, 2), embed_dims=(16, 32))),
+    "edgenext": (
+        "edgenext_xx_small",
+        dict(
+            TWO,
+            depths=(1, 1),
+            global_depths=(0, 1),
+            num_heads=(4, 4),
+            kernel_sizes=(3, 3),
+            scales=(2, 2),
+            positions=(False, True),
+        ),
+    ),
     "focalnet": ("focalnet_tiny_srf", dict(img_size=32, embed_dim=16, depths=(1, 1), num_classes=8)),
     "gfnet": ("gfnet_ti", dict(img_size=16, patch_size=4, depths=(1,), embed_dims=(32,), num_classes=8)),
     "mambaout": ("mambaout_femto", TWO),

@@ -63,6 +63,7 @@ NEAR = (
     "efficientformer_v2",
     "nextvit",
     "levit",
+    "edgenext",
     "tiny_vit",
     "repvit",
     "cait",
