@@ -76,7 +76,7 @@ class SplitAttentionBlock(nnx.Module):
         self.convs = nnx.List([Conv(width, width, 3, groups=width, bias=c.conv_bias, **kw) for _ in range(scales - 1)])
         self.pos_embd = FourierPositions(dim, **kw) if c.positions[stage] else None
         self.norm_xca, self.norm, self.mlp = norm(dim), norm(dim), mlp
-        self.xca = ChannelAttention(dim, c.num_heads[stage], cosine=True, **kw)
+        self.attn = ChannelAttention(dim, c.num_heads[stage], cosine=True, **kw)
         self.ls1, self.ls2 = (LayerScale(dim, c.layer_scale_init, dtype=c.dtype) for _ in range(2))
 
     def __call__(self, x, train=None):
@@ -85,8 +85,8 @@ class SplitAttentionBlock(nnx.Module):
         for conv, part in zip(self.convs[1:], parts[1:], strict=False):  # the last part passes
             done.append(conv(done[-1] + part))
         y = jnp.concatenate([*done, parts[-1]], axis=-1)
-        y = y + self.pos_embd(*y.shape[1:3]) if self.pos_embd else y
-        y = y + drop_path(self.ls1(tap(self, "attn", self.xca(self.norm_xca(y), train))), train)
+        y = constrain_batch(y + self.pos_embd(*y.shape[1:3]) if self.pos_embd else y)
+        y = y + drop_path(self.ls1(tap(self, "attn", self.attn(self.norm_xca(y), train))), train)
         y = self.ls2(tap(self, "mlp", self.mlp(self.norm(y), train)))
         return tap(self, "output", constrain_batch(x + drop_path(y, train)))
 
@@ -101,6 +101,7 @@ class EdgeNeXt(StagedModel):
             (r"^stem\.norm\.", "stem.1."),
             (r"\.downsample\.norm\.", ".downsample.0."),
             (r"\.downsample\.conv\.", ".downsample.1."),
+            (r"\.attn\.", ".xca."),
             (r"\.ls1\.gamma$", ".gamma_xca"),
             (r"\.ls2?\.gamma$", ".gamma"),
         )
