@@ -105,6 +105,10 @@ ATTENTION = {
     "volo": ("volo_d1_224", dict(TWO, num_heads=(4, 8), class_depth=1, stem_dim=8)),
     "efficientformer": ("efficientformer_l1", dict(TWO, num_heads=4, key_dim=8, value_ratio=2, mlp_ratio=2.0)),
     "tiny_vit": ("tiny_vit_5m_224", dict(TWO, num_heads=(4, 4), window_sizes=(4, 4))),
+    "fastvit": (
+        "fastvit_sa12",
+        dict(TWO, embed_dims=(32, 128), attend=(False, True), squeeze=(False, False), mlp_ratio=2.0),
+    ),
     "nextvit": (
         "nextvit_small",
         dict(

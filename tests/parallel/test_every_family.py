@@ -63,6 +63,7 @@ NEAR = (
     "efficientformer_v2",
     "nextvit",
     "levit",
+    "fastvit",
     "edgenext",
     "tiny_vit",
     "repvit",

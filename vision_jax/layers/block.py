@@ -65,13 +65,14 @@ class MapBlock(nnx.Module):
       dim: channels.
       attn: the token mixer, called as attn(x, train), or None; mlp: called as mlp(x, train).
       layer_scale: initial value of the branches' scales, or None for no scales.
+      scale: their layer.
       dtype: dtype of the computation.
     """
 
-    def __init__(self, dim, *, attn, mlp, layer_scale=None, dtype):
+    def __init__(self, dim, *, attn, mlp, layer_scale=None, scale=LayerScale, dtype):
         self.attn, self.mlp = attn, mlp
         scaled = (attn and layer_scale is not None, layer_scale is not None)
-        self.ls1, self.ls2 = (LayerScale(dim, layer_scale, dtype=dtype) if there else None for there in scaled)
+        self.ls1, self.ls2 = (scale(dim, layer_scale, dtype=dtype) if there else None for there in scaled)
 
     def __call__(self, x, train=None):
         if self.attn:
