@@ -150,4 +150,4 @@ _edgenext("x_small", (32, 64, 100, 192), 2_336_804, 0.54, ("in1k",), 0.9, **_FOU
 _edgenext("small", (48, 96, 160, 304), 5_586_832, 1.26, ("usi_in1k",), 0.95)
 _edgenext("base", (80, 160, 288, 584), 18_511_292, 3.84, ("usi_in1k", "in21k_ft_in1k"), 0.95)
 # of timm's own nobody published multiply-adds: they are counted
-_edgenext("small_rw", (48, 96, 192, 384), 7_826_512, 1.58, ("sw_in1k",), 0.9, overlap=True, conv_bias=False)
+_edgenext("small_rw", (48, 96, 192, 384), 7_826_512, 1.57, ("sw_in1k",), 0.9, overlap=True, conv_bias=False)

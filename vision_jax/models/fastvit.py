@@ -305,8 +305,8 @@ _MEANS = dict(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130
 _SECOND = dict(attending=2, told=_CLIP | _MEANS, stem_scale=False, layer_norm=True, down_act=True, num_classes=768)
 _BOTH = {"apple_mclip": {}, "apple_mclip2_dfndr2b": dict(crop_pct=1.0)}
 _TWO = ("apple_mclip", "apple_mclip2_dfndr2b")
-_fastvit("mci0", 64, (2, 6, 10, 2), 11_406_976, 2.42, tags=_BOTH, num_classes=512, **_FIRST)
-_fastvit("mci1", 64, (4, 12, 20, 4), 21_541_632, 4.72, tags=_TWO[:1], num_classes=512, **_FIRST)
-_fastvit("mci2", 80, (4, 12, 24, 4), 35_815_232, 7.91, tags=_TWO, num_classes=512, **_FIRST)
+_fastvit("mci0", 64, (2, 6, 10, 2), 11_406_976, 2.39, tags=_BOTH, num_classes=512, **_FIRST)
+_fastvit("mci1", 64, (4, 12, 20, 4), 21_541_632, 4.67, tags=_TWO[:1], num_classes=512, **_FIRST)
+_fastvit("mci2", 80, (4, 12, 24, 4), 35_815_232, 7.85, tags=_TWO, num_classes=512, **_FIRST)
 _fastvit("mci3", 96, (2, 12, 24, 4, 2), 125_235_648, 14.82, tags=_TWO[1:], **_SECOND)
-_fastvit("mci4", 128, (2, 12, 24, 4, 4), 321_784_832, 27.81, tags=_TWO[1:], **_SECOND)
+_fastvit("mci4", 128, (2, 12, 24, 4, 4), 321_784_832, 27.77, tags=_TWO[1:], **_SECOND)
