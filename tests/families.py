@@ -104,6 +104,11 @@ ATTENTION = {
     "vir": ("vir_small_patch16_224", VIT),
     "volo": ("volo_d1_224", dict(TWO, num_heads=(4, 8), class_depth=1, stem_dim=8)),
     "efficientformer": ("efficientformer_l1", dict(TWO, num_heads=4, key_dim=8, value_ratio=2, mlp_ratio=2.0)),
+    "tiny_vit": ("tiny_vit_5m_224", dict(TWO, num_heads=(4, 4), window_sizes=(4, 4))),
+    "fastvit": (
+        "fastvit_sa12",
+        dict(TWO, embed_dims=(32, 128), attend=(False, True), squeeze=(False, False), mlp_ratio=2.0),
+    ),
     "nextvit": (
         "nextvit_small",
         dict(
@@ -204,6 +209,20 @@ OTHERS = {
             num_classes=8,
         ),
     ),
+    "levit": ("levit_128s", dict(TWO, num_heads=(4, 4), key_dim=8)),
+    "repvit": ("repvit_m0_9", dict(TWO, depths=(1, 2), embed_dims=(16, 32))),
+    "edgenext": (
+        "edgenext_xx_small",
+        dict(
+            TWO,
+            depths=(1, 1),
+            global_depths=(0, 1),
+            num_heads=(4, 4),
+            kernel_sizes=(3, 3),
+            scales=(2, 2),
+            positions=(False, True),
+        ),
+    ),
     "focalnet": ("focalnet_tiny_srf", dict(img_size=32, embed_dim=16, depths=(1, 1), num_classes=8)),
     "gfnet": ("gfnet_ti", dict(img_size=16, patch_size=4, depths=(1,), embed_dims=(32,), num_classes=8)),
     "mambaout": ("mambaout_femto", TWO),
@@ -223,8 +242,8 @@ OTHERS = {
 FAMILIES = ATTENTION | OTHERS
 # Parameters whose gradient is 0 but for rounding, in some families: a batch norm takes the bias before it away.
 ALL_BUT_ZERO = (
-    r"(stem\.conv|token_mixer\.dwconv_\w+|patch_embed\.convs\.\d+|downsample\.reduction|local_mp\.conv1"
-    r"|pw_proj\.bn|attn\.(key|value)\.norm)\.bias$"
+    r"(stem\.conv|token_mixer\.(dwconv_\w+|conv1|conv\.bn)|patch_embed\.convs\.\d+|downsample\.reduction"
+    r"|local_mp\.conv1|pw_proj\.bn|attn\.(key|value)\.norm)\.bias$"
 )
 
 
@@ -234,12 +253,10 @@ def all_but_zero(name, names):
     patches = name.endswith(".downsample.bn.bias") and name.replace("bn.bias", "position.table") in names
     # DenseNet's stem: the norms after it take its scale away, all but what the bias leaves
     stem = name == "stem.norms.0.scale"
-    return (
-        patches
-        or stem
-        or re.search(ALL_BUT_ZERO, name)
-        or (name.endswith(".conv.bias") and f"{name[:-9]}bn.scale" in names)
-    )
+    # what is added to all of the last map, whose mean such heads normalise
+    addends = [n for n in names if re.search(r"blocks\..*mlp\.fc2\.bn\.bias$", n) and "head.head.bn.bias" in names]
+    before_norm = name.endswith(".conv.bias") and f"{name[:-9]}bn.scale" in names
+    return patches or stem or name in sorted(addends)[-1:] or re.search(ALL_BUT_ZERO, name) or before_norm
 
 
 # Queries that all windows share come from no projection: each device takes its heads, and gathers their gradient.

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vision_jax.layers.interpolate import bicubic
+from vision_jax.layers.interpolate import bicubic_antialiased
 from vision_jax.layers.relative_bias import (
     ClassRelativeBias,
     DistanceBias,
@@ -65,7 +65,7 @@ def test_distances(stride):
 
 def test_distances_of_another_map():
     layer, table = DistanceBias(HEADS, (4, 6)), np.random.default_rng(0).normal(size=(HEADS, 9)).astype(np.float32)
-    wanted = bicubic(table.reshape(1, HEADS, 3, 3).transpose(0, 2, 3, 1), (4, 6))[0]
+    wanted = bicubic_antialiased(table.reshape(1, HEADS, 3, 3).transpose(0, 2, 3, 1), (4, 6))[0]
     np.testing.assert_array_equal(layer.resample("attention_biases", table), wanted.reshape(24, HEADS).T)
     same = np.zeros((HEADS, 24), np.float32)
     assert layer.resample("attention_biases", same) is same  # no square, as its own

@@ -15,6 +15,11 @@ LEFT = {  # of each family the norms that no layer takes over
     "efficientformer": set(),
     "efficientformer_v2": {"norm_pre"},
     "nextvit": {"norm_pre"},
+    "levit": set(),
+    "fastvit": {"stages.3.blocks.0.attn.norm"},
+    "tiny_vit": set(),
+    "repvit": set(),
+    "repvit_legacy": set(),
 }
 
 

@@ -1,4 +1,4 @@
-"""The residual block on which most families stand."""
+"""The residual block on which most families stand, and that of maps with batch norms."""
 
 from flax import nnx
 
@@ -53,4 +53,31 @@ class Block(nnx.Module):
         y = self.norm2(self.mlp(x, train)) if self.norm_last else self.mlp(normalise(self.norm2, x, train), train)
         y = tap(self, "mlp", y)
         x = (self.rs2(x) if self.rs2 else x) + drop_path(self.ls2(y) if self.ls2 else y, train)
+        return tap(self, "output", constrain_batch(x))
+
+
+class MapBlock(nnx.Module):
+    """A token mixer, where there is one, and an MLP, both without norms before: [B, H, W, C] -> [B, H, W, C].
+
+    With a pool as mixer it is EfficientFormer's MB4D (Li et al., 2022, arXiv:2206.01191).
+
+    Args:
+      dim: channels.
+      attn: the token mixer, called as attn(x, train), or None; mlp: called as mlp(x, train).
+      layer_scale: initial value of the branches' scales, or None for no scales.
+      scale: their layer.
+      dtype: dtype of the computation.
+    """
+
+    def __init__(self, dim, *, attn, mlp, layer_scale=None, scale=LayerScale, dtype):
+        self.attn, self.mlp = attn, mlp
+        scaled = (attn and layer_scale is not None, layer_scale is not None)
+        self.ls1, self.ls2 = (scale(dim, layer_scale, dtype=dtype) if there else None for there in scaled)
+
+    def __call__(self, x, train=None):
+        if self.attn:
+            y = tap(self, "attn", self.attn(x, train))
+            x = x + drop_path(self.ls1(y) if self.ls1 else y, train)
+        y = tap(self, "mlp", self.mlp(x, train))
+        x = x + drop_path(self.ls2(y) if self.ls2 else y, train)
         return tap(self, "output", constrain_batch(x))

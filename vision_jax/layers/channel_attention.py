@@ -8,7 +8,7 @@ from vision_jax.functional import tap
 from vision_jax.layers.attention import QKV
 from vision_jax.layers.linear import Linear
 from vision_jax.layers.norm import unit
-from vision_jax.parameters import ones, param
+from vision_jax.parameters import ones, param, trunc_normal
 
 
 class ChannelAttention(nnx.Module):
@@ -24,14 +24,18 @@ class ChannelAttention(nnx.Module):
       scale_by_tokens: scale the scores by (H W) ** -0.5, not by (C / groups) ** -0.5.
       cosine: scores are cosines between channels times a learned factor a group (XCiT's cross-covariance attention:
         El-Nouby et al., 2021, arXiv:2106.09681, section 3.2).
+      init: initialiser of the projections.
       dtype: dtype of the computation; the softmax is at least float32.
     """
 
-    def __init__(self, dim, groups, *, order=(0, 1, 2), scale_by_tokens=False, cosine=False, dtype=jnp.float32):
+    def __init__(
+        self, dim, groups, *, order=(0, 1, 2), scale_by_tokens=False, cosine=False, init=trunc_normal,
+        dtype=jnp.float32,
+    ):  # fmt: skip
         self.order, self.scale_by_tokens = order, scale_by_tokens
         self.temperature = param((groups, 1, 1), ones) if cosine else None
-        self.qkv = QKV(dim, groups, dim // groups, dtype=dtype)
-        self.proj = Linear(dim, dim, dtype=dtype)
+        self.qkv = QKV(dim, groups, dim // groups, init=init, dtype=dtype)
+        self.proj = Linear(dim, dim, init=init, dtype=dtype)
 
     def __call__(self, x, train=None):
         B, H, W, C = x.shape

@@ -13,7 +13,7 @@ from flax import nnx
 from vision_jax.errors import InputError
 from vision_jax.layers.conv import Conv
 from vision_jax.layers.drop import drop_path, dropout
-from vision_jax.layers.linear import PointwiseConv
+from vision_jax.layers.linear import Linear, PointwiseConv
 from vision_jax.layers.norm import BatchNorm, normalise
 from vision_jax.parameters import ones, torch_default, zeros
 
@@ -30,6 +30,7 @@ class ConvNorm(nnx.Module):
       bias: whether the convolution has one; the norm's makes it needless in training.
       act: activation after the norm, or None.
       residual: add the input; for a depthwise convolution of stride 1.
+      pointwise: what makes a convolution of one pixel: a `PointwiseConv`, or a `Linear` where weight files hold that.
       init, bias_init: initialisers of the convolution.
       scale_init: of the norm's scale.
       norm: `(dim, scale_init=, dtype=) -> module`, where it is no batch norm.
@@ -38,11 +39,12 @@ class ConvNorm(nnx.Module):
 
     def __init__(
         self, din, dout, kernel_size=1, *, stride=1, groups=1, bias=False, act=None, residual=False,
-        init=torch_default, bias_init=torch_default, scale_init=ones, norm=BatchNorm, dtype=jnp.float32,
+        pointwise=PointwiseConv, init=torch_default, bias_init=torch_default, scale_init=ones, norm=BatchNorm,
+        dtype=jnp.float32,
     ):  # fmt: skip
         self.act, self.residual, kw = act, residual, dict(bias=bias, init=init, bias_init=bias_init, dtype=dtype)
         if kernel_size == stride == groups == 1:
-            self.conv = PointwiseConv(din, dout, **kw)
+            self.conv = pointwise(din, dout, **kw)
         else:
             self.conv = Conv(din, dout, kernel_size, stride=stride, groups=groups, **kw)
         self.bn = norm(dout, scale_init=scale_init, dtype=dtype)
@@ -59,11 +61,7 @@ class ConvNorm(nnx.Module):
         norm_after(self.conv, self.bn)
         self.bn = None
         if self.residual:
-            kernel = self.conv.kernel[...]
-            h, w = kernel.shape[-4:-2]
-            middle = np.zeros((h, w, 1, 1), np.float32)
-            middle[h // 2, w // 2] = 1
-            self.conv.kernel.set_value(kernel + middle)
+            add_to_middle(self.conv, 1)
             self.residual = False
 
 
@@ -77,12 +75,16 @@ class ConvNormMlp(nnx.Module):
         (inverted residual: Sandler et al., 2018, arXiv:1801.04381).
       drop: dropout of the hidden channels and of the result.
       bias: whether the convolutions have biases.
+      pointwise: see `ConvNorm`.
       scale_init: of the last norm's scale.
       dtype: dtype of the computation.
     """
 
-    def __init__(self, dim, hidden, *, act, depthwise=False, drop=0.0, bias=False, scale_init=ones, dtype=jnp.float32):
-        self.drop, kw = drop, dict(bias=bias, dtype=dtype)
+    def __init__(
+        self, dim, hidden, *, act, depthwise=False, drop=0.0, bias=False, pointwise=PointwiseConv, scale_init=ones,
+        dtype=jnp.float32,
+    ):  # fmt: skip
+        self.drop, kw = drop, dict(bias=bias, pointwise=pointwise, dtype=dtype)
         self.fc1 = ConvNorm(dim, hidden, act=act, **kw)
         self.mid = ConvNorm(hidden, hidden, 3, groups=hidden, act=act, **kw) if depthwise else None
         self.fc2 = ConvNorm(hidden, dim, scale_init=scale_init, **kw)
@@ -91,6 +93,81 @@ class ConvNormMlp(nnx.Module):
         x = self.fc1(x, train)
         x = self.mid(x, train) if self.mid else x
         return dropout(self.fc2(dropout(x, self.drop, train), train), self.drop, train)
+
+
+class ConvNormStem(nnx.Module):
+    """3x3 convolutions of stride 2, an activation between them: [B, H, W, C] -> [B, H/2^n, W/2^n, dims[-1]].
+
+    Args:
+      channels: channels in.
+      dims: channels out of each.
+      act: the activation; none follows the last.
+      dtype: dtype of the computation.
+    """
+
+    def __init__(self, channels, dims, *, act, dtype=jnp.float32):
+        self.depth = len(dims)
+        for i, (din, dout) in enumerate(zip((channels, *dims[:-1]), dims, strict=True)):
+            last = i == self.depth - 1
+            setattr(self, str(i), ConvNorm(din, dout, 3, stride=2, act=None if last else act, dtype=dtype))
+
+    def __call__(self, x, train=None):
+        for i in range(self.depth):
+            x = getattr(self, str(i))(x, train)
+        return x
+
+
+class NormHead(nnx.Module):
+    """A batch norm, dropout and a linear map, [B, C] -> [B, num_classes]."""
+
+    def __init__(self, dim, num_classes, *, drop=0.0, dtype=jnp.float32):
+        self.drop, self.bn, self.fc = drop, BatchNorm(dim, dtype=dtype), Linear(dim, num_classes, dtype=dtype)
+
+    def __call__(self, x, train=None):
+        return self.fc(dropout(self.bn(x, train) if self.bn else x, self.drop, train))
+
+    def reparameterize(self):
+        """Leaves the linear map."""
+        if self.bn:
+            norm_before([self.bn], self.fc)
+            self.bn = None
+
+
+class PooledNormHeads(nnx.Module):
+    """Average over the map, then a `NormHead`, or two for the labels and a teacher's: [B, H, W, C] -> [B, num_classes].
+
+    Of two heads training gives the pair, evaluation the mean.
+
+    Args:
+      dim: channels.
+      num_classes: 0 for none: the features [B, C].
+      distilled: whether there are two.
+      drop, norm_drop: dropout before and after the norms.
+      dtype: dtype of the computation.
+    """
+
+    def __init__(self, dim, num_classes, *, distilled, drop=0.0, norm_drop=0.0, dtype=jnp.float32):
+        self.drop = drop
+        self.head, self.head_dist = (
+            NormHead(dim, num_classes, drop=norm_drop, dtype=dtype) if num_classes and there else None
+            for there in (True, distilled)
+        )
+
+    def __call__(self, x, train=None):
+        x = dropout(x.mean((1, 2)), self.drop, train)
+        if not self.head_dist:
+            return self.head(x, train) if self.head else x
+        labels, teacher = self.head(x, train), self.head_dist(x, train)
+        return (labels, teacher) if train else (labels + teacher) / 2
+
+
+def add_to_middle(conv, value):
+    """Adds a number, or one for each channel, to the middle of a depthwise `Conv`'s kernel, in place."""
+    kernel = conv.kernel[...]
+    h, w = kernel.shape[-4:-2]
+    middle = np.zeros((h, w, 1, 1), np.float32)
+    middle[h // 2, w // 2] = 1
+    conv.kernel.set_value(kernel + middle * value)
 
 
 def affine(norm):

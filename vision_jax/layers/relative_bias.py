@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from vision_jax.layers.drop import dropout
-from vision_jax.layers.interpolate import bicubic
+from vision_jax.layers.interpolate import bicubic_antialiased
 from vision_jax.layers.linear import Linear
 from vision_jax.layers.position import distance_index, relative_index
 from vision_jax.layers.resample import resample_relative_bias
@@ -113,11 +113,11 @@ class DistanceBias(nnx.Module):
         return self.attention_biases[...][:, distance_index(*self.size, self.stride)]
 
     def resample(self, leaf, array):
-        """A table made for another, square map, at this one's: bicubic, as TinyViT's released code."""
+        """A table made for another, square map, at this one's: bicubic, antialiased, as in timm's TinyViT."""
         side = math.isqrt(array.shape[1])
         if side * side != array.shape[1] or (side, side) == self.size:
             return array
-        table = bicubic(array.T.reshape(1, side, side, -1), self.size)
+        table = bicubic_antialiased(array.T.reshape(1, side, side, -1), self.size)
         return np.asarray(table).reshape(-1, len(array)).T
 
 

@@ -19,3 +19,7 @@ class LayerScale(nnx.Module):
 
 class MapLayerScale(LayerScale):
     """The same; weight files of the reference hold it as a map [1, C, 1, 1]."""
+
+
+class ChannelLayerScale(LayerScale):
+    """The same; weight files of the reference hold it as [C, 1, 1]."""

@@ -15,19 +15,17 @@ from typing import ClassVar
 
 from flax import nnx
 
-from vision_jax.functional import tap
 from vision_jax.layers.conv import Conv
+from vision_jax.layers.convnext_block import ConvNeXtBlock
 from vision_jax.layers.downsample import Downsample
-from vision_jax.layers.drop import drop_path, linear_rates
+from vision_jax.layers.drop import linear_rates
 from vision_jax.layers.head import PooledHead
 from vision_jax.layers.linear import Linear, PointwiseConv
 from vision_jax.layers.mlp import Mlp, gelu
 from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.response_norm import GlobalResponseNorm
 from vision_jax.layers.rms_norm import RMSNorm, SimpleNorm
-from vision_jax.layers.scale import LayerScale
 from vision_jax.layers.stack import Stack
-from vision_jax.mesh import constrain_batch
 from vision_jax.models.base import FeatureInfo, ModelConfig, Stage, StagedModel
 from vision_jax.registry import INCEPTION_MEAN, INCEPTION_STD, check, register
 
@@ -69,19 +67,6 @@ class ConvNeXtConfig(ModelConfig):
         )
         check(self.kernel_size % 2 == 1, f"kernel_size={self.kernel_size} must be odd")
         check(not (self.head_norm_first and self.head_hidden), "head_hidden is for head_norm_first=False")
-
-
-class ConvNeXtBlock(nnx.Module):
-    """x + drop_path(scale(MLP(norm(depthwise convolution(x))))), [B, H, W, C] -> [B, H, W, C]."""
-
-    def __init__(self, dim, kernel_size, *, mlp, norm, layer_scale, dtype):
-        self.conv_dw = Conv(dim, dim, kernel_size, groups=dim, dtype=dtype)
-        self.norm, self.mlp = norm(dim), mlp
-        self.ls = None if layer_scale is None else LayerScale(dim, layer_scale, dtype=dtype)
-
-    def __call__(self, x, train=None):
-        y = tap(self, "mlp", self.mlp(self.norm(tap(self, "conv_dw", self.conv_dw(x))), train))
-        return tap(self, "output", constrain_batch(x + drop_path(self.ls(y) if self.ls else y, train)))
 
 
 def _stem(c, norm):

@@ -14,19 +14,17 @@ from flax import nnx
 
 from vision_jax.functional import tap
 from vision_jax.layers.attention import WideQKV, aggregate, attention_probabilities
-from vision_jax.layers.block import Block
+from vision_jax.layers.block import Block, MapBlock
 from vision_jax.layers.conv import pair
 from vision_jax.layers.conv_norm import ConvNorm, ConvNormMlp
-from vision_jax.layers.drop import drop_path, dropout, linear_rates
+from vision_jax.layers.drop import dropout, linear_rates
 from vision_jax.layers.linear import Linear
 from vision_jax.layers.mlp import Mlp, gelu
 from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.pooling import pool_mixer
 from vision_jax.layers.position import distance_index
 from vision_jax.layers.relative_bias import DistanceBias
-from vision_jax.layers.scale import LayerScale
 from vision_jax.layers.stack import Stack
-from vision_jax.mesh import constrain_batch
 from vision_jax.models.base import FeatureInfo, ModelConfig, Stage, StagedModel, check_stages
 from vision_jax.registry import check, register
 
@@ -69,30 +67,6 @@ class BiasedAttention(nnx.Module):
         q, k, v = self.qkv(x.reshape(B, H * W, C))
         probabilities = tap(self, "probabilities", attention_probabilities(q, k, bias=self.bias()))
         return self.proj(aggregate(probabilities, v).reshape(B, H, W, -1))
-
-
-class MapBlock(nnx.Module):
-    """A token mixer, where there is one, and an MLP, both without norms before: [B, H, W, C] -> [B, H, W, C].
-
-    With a pool as mixer it is the paper's MB4D.
-
-    Args:
-      dim: channels.
-      attn: the token mixer, called as attn(x, train), or None; mlp: called as mlp(x, train).
-      layer_scale: initial value of the branches' scales.
-      dtype: dtype of the computation.
-    """
-
-    def __init__(self, dim, *, attn, mlp, layer_scale, dtype):
-        self.attn, self.mlp = attn, mlp
-        self.ls1 = LayerScale(dim, layer_scale, dtype=dtype) if attn else None
-        self.ls2 = LayerScale(dim, layer_scale, dtype=dtype)
-
-    def __call__(self, x, train=None):
-        if self.attn:
-            x = x + drop_path(self.ls1(tap(self, "attn", self.attn(x, train))), train)
-        x = x + drop_path(self.ls2(tap(self, "mlp", self.mlp(x, train))), train)
-        return tap(self, "output", constrain_batch(x))
 
 
 _SHARED = (

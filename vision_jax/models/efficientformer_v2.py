@@ -14,6 +14,7 @@ from flax import nnx
 
 from vision_jax.functional import tap
 from vision_jax.layers.attention import aggregate, attention_probabilities, attention_scores
+from vision_jax.layers.block import MapBlock
 from vision_jax.layers.conv import Conv
 from vision_jax.layers.conv_norm import ConvNorm, ConvNormMlp
 from vision_jax.layers.interpolate import bilinear
@@ -22,7 +23,7 @@ from vision_jax.layers.norm import BatchNorm
 from vision_jax.layers.relative_bias import DistanceBias
 from vision_jax.layers.talking_heads import TalkingHeadsConv
 from vision_jax.models.base import ModelConfig, check_stages
-from vision_jax.models.efficientformer import EfficientFormer, MapBlock
+from vision_jax.models.efficientformer import EfficientFormer
 from vision_jax.parameters import torch_default
 from vision_jax.registry import check, register
 

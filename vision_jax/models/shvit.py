@@ -9,7 +9,6 @@ Neither has stochastic depth; here `drop_path_rate` grows linearly over the bloc
 """
 
 import dataclasses
-import itertools
 from typing import ClassVar
 
 import jax
@@ -18,11 +17,9 @@ from flax import nnx
 
 from vision_jax.functional import tap
 from vision_jax.layers.attention import aggregate, attention_probabilities
-from vision_jax.layers.conv_norm import ConvNorm, ConvNormMlp, norm_before
+from vision_jax.layers.conv_norm import ConvNorm, ConvNormMlp, ConvNormStem, NormHead
 from vision_jax.layers.drop import drop_path, dropout, linear_rates
 from vision_jax.layers.group_norm import GroupNorm
-from vision_jax.layers.linear import Linear
-from vision_jax.layers.norm import BatchNorm
 from vision_jax.layers.squeeze_excite import SqueezeExcite
 from vision_jax.layers.stack import Stack
 from vision_jax.mesh import constrain_batch
@@ -118,22 +115,6 @@ class Downsample(nnx.Module):
         return x + self.ffn2(x, train)
 
 
-class NormHead(nnx.Module):
-    """A batch norm and a linear map, [B, C] -> [B, num_classes]."""
-
-    def __init__(self, dim, num_classes, *, dtype):
-        self.bn, self.fc = BatchNorm(dim, dtype=dtype), Linear(dim, num_classes, dtype=dtype)
-
-    def __call__(self, x, train=None):
-        return self.fc(self.bn(x, train) if self.bn else x)
-
-    def reparameterize(self):
-        """Leaves the linear map."""
-        if self.bn:
-            norm_before([self.bn], self.fc)
-            self.bn = None
-
-
 class SHViT(StagedModel):
     """Images [B, H, W, C] -> logits [B, num_classes]."""
 
@@ -156,11 +137,8 @@ class SHViT(StagedModel):
 
     def __init__(self, config):
         c = self.config = config
-        widths = [c.in_chans, *(c.embed_dims[0] // n for n in (8, 4, 2, 1))]
-        self.stem = nnx.List([
-            ConvNorm(din, dout, 3, stride=2, act=jax.nn.relu if i < 3 else None, dtype=c.dtype)
-            for i, (din, dout) in enumerate(itertools.pairwise(widths))
-        ])  # fmt: skip
+        dims = [c.embed_dims[0] // n for n in (8, 4, 2, 1)]
+        self.stem = ConvNormStem(c.in_chans, dims, act=jax.nn.relu, dtype=c.dtype)
         stages, din = [], c.embed_dims[0]
         for i, (dim, rates) in enumerate(zip(c.embed_dims, linear_rates(c.drop_path_rate, c.depths), strict=True)):
             down = Downsample(din, dim, dtype=c.dtype) if i else None
@@ -173,10 +151,7 @@ class SHViT(StagedModel):
 
     def run_stem(self, images, train=None):
         """Images [B, H, W, C] -> the first stage's map."""
-        x = images
-        for conv in self.stem:
-            x = conv(x, train)
-        return x
+        return self.stem(images, train)
 
     def forward_head(self, x, train=None):
         """Map [B, H, W, C] -> logits [B, num_classes], or pooled features [B, C] without a head."""

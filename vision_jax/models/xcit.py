@@ -20,11 +20,11 @@ from vision_jax.layers.channel_attention import ChannelAttention
 from vision_jax.layers.class_attention import ClassAttention
 from vision_jax.layers.conv_norm import ConvNorm
 from vision_jax.layers.drop import drop_path, dropout
-from vision_jax.layers.linear import Linear, PointwiseConv
+from vision_jax.layers.fourier_positions import FourierPositions
+from vision_jax.layers.linear import Linear
 from vision_jax.layers.local_interaction import LocalInteraction
 from vision_jax.layers.mlp import Mlp, gelu
 from vision_jax.layers.norm import LayerNorm
-from vision_jax.layers.position import fourier_2d
 from vision_jax.layers.scale import LayerScale
 from vision_jax.layers.stack import Stack
 from vision_jax.mesh import constrain_batch
@@ -92,18 +92,6 @@ class XCiTClassBlock(nnx.Module):
         return tap(self, "output", jnp.concatenate([token, 2 * patches], axis=1))
 
 
-class FourierPositions(nnx.Module):
-    """A learned map of fixed sines and cosines, (height, width) -> [height, width, dim]."""
-
-    features = 32  # an axis
-
-    def __init__(self, dim, *, dtype):
-        self.token_projection = PointwiseConv(2 * self.features, dim, **_CONV, dtype=dtype)
-
-    def __call__(self, height, width):
-        return self.token_projection(fourier_2d(height, width, self.features))
-
-
 _NAMES = (
     (r"^patch_embed\.(\d)\.conv\.", lambda match: f"patch_embed.proj.{2 * int(match[1])}.0."),
     (r"^patch_embed\.(\d)\.bn\.", lambda match: f"patch_embed.proj.{2 * int(match[1])}.1."),
@@ -133,7 +121,7 @@ class XCiT(Model):
                 for i in range(steps)
             ]
         )
-        self.pos_embed = FourierPositions(dim, **kw)
+        self.pos_embed = FourierPositions(dim, **_CONV, **kw)
         self.cls_token = param((1, 1, dim), trunc_normal)
         self.blocks = Stack(lambda index: XCiTBlock(c, dim, norm), (c.drop_path_rate,) * c.depth, **run)
         self.class_blocks = Stack(lambda index: XCiTClassBlock(c, dim, norm), (0.0,) * c.class_depth, **run)

@@ -25,7 +25,7 @@ from vision_jax.layers.norm_act import EvoNorm, FilterResponseNorm
 from vision_jax.layers.position_map import PositionMap
 from vision_jax.layers.response_norm import GlobalResponseNorm
 from vision_jax.layers.rms_norm import RMSNorm
-from vision_jax.layers.scale import MapLayerScale
+from vision_jax.layers.scale import ChannelLayerScale, MapLayerScale
 from vision_jax.layers.window import HeadsInnermostWindowAttention
 
 
@@ -104,6 +104,7 @@ TORCH = {
         ),
         "bias": Rule("bias", lambda a, _: a.reshape(-1), lambda a, m: a.reshape(1, *_heads(m))),
     },
+    ChannelLayerScale: {"gamma": Rule("gamma", lambda a, _: a[:, None, None], lambda a, _: a.reshape(-1))},
     MapLayerScale: {"gamma": Rule("gamma", lambda a, _: a[None, :, None, None], lambda a, _: a.reshape(-1))},
     # convolutions over the channels, and over the map alone, of three axes
     EfficientChannelAttention: {"conv": Rule("conv.weight", lambda a, _: a[None, None], lambda a, _: a[0, 0])},
