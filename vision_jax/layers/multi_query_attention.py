@@ -27,7 +27,7 @@ class Shared(nnx.Module):
     def __call__(self, x, train=None):
         x = self.norm(self.down_conv(x), train) if self.norm else x
         x = self.proj(x)
-        return x.reshape(len(x), -1, x.shape[-1])
+        return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
 class MultiQueryAttention(nnx.Module):
@@ -51,7 +51,7 @@ class MultiQueryAttention(nnx.Module):
         self.proj = PointwiseConv(num_heads * head_dim, dim, **kw)
 
     def __call__(self, x, train=None):
-        q = self.q(x.reshape(len(x), -1, x.shape[-1]))
+        q = self.q(x.reshape(x.shape[0], -1, x.shape[-1]))
         q = q.reshape(*q.shape[:2], self.num_heads, -1)
         k, v = self.key(x, train), self.value(x, train)
         scores = jnp.einsum("bqhd,bkd->bhqk", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
