@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from vision_jax.layers.seam import seam
 from vision_jax.layers.taps import gathering, padded, sizes, strided, taps
 
-MOST_TAPS = 64  # kernel elements up to which the shifted products are written out: the compile time grows with them
+MOST_TAPS = 81  # kernel elements up to which the shifted products are written out: the compile time grows with them
 MOST_POSITIONS = 32  # likewise, output positions that the kernel's gradient takes at once
 DENSE = 32  # channels of the dense convolutions that groups are gathered in: below, products are too thin to be fast
 

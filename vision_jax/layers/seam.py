@@ -1,7 +1,10 @@
-"""A place at which XLA's fusions on CPUs stop."""
+"""Places at which XLA's fusions on CPUs stop."""
 
 import jax
 import jax.numpy as jnp
+
+from vision_jax.kernels import dispatch
+from vision_jax.layers.taps import padded
 
 
 def seam(x):
@@ -19,3 +22,15 @@ def seam(x):
 def _rounded(x):
     kind = jnp.finfo(x.dtype)
     return jax.lax.reduce_precision(x, kind.nexp, kind.nmant)
+
+
+def middle_tap(x):
+    """A map [B, H, W, C], unchanged. On CPUs it is cut out of the padding that a depthwise 3x3 convolution of it reads.
+
+    There XLA computes a map anew for each of its readers where all of them are elementwise or shifted products, and
+    with it whatever it was computed from: a chain of such blocks costs the square of its length. Where the others read
+    the middle tap, the padding is the only reader. It must lie beside them, not in a branch for CPUs: the compiler
+    drops it there. So it is chosen by the device that is traced for.
+    """
+    platform, _ = dispatch.device()
+    return padded(x, ((1, 1), (1, 1)))[:, 1:-1, 1:-1] if platform == "cpu" else x

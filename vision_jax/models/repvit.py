@@ -30,6 +30,7 @@ from vision_jax.layers.conv_norm import (
 from vision_jax.layers.drop import linear_rates
 from vision_jax.layers.mlp import gelu
 from vision_jax.layers.norm import BatchNorm
+from vision_jax.layers.seam import middle_tap
 from vision_jax.layers.squeeze_excite import SqueezeExcite
 from vision_jax.layers.stack import Stack
 from vision_jax.models.base import FeatureInfo, ModelConfig, Stage, StagedModel, check_stages
@@ -74,6 +75,7 @@ class RepDepthwise(nnx.Module):
     def __call__(self, x, train=None):
         y = self.conv(x, train)
         if self.conv1:
+            x = middle_tap(x)
             y = y + (self.conv1(x) if self.bn else self.conv1(x, train)) + x
         return self.bn(y, train) if self.bn else y
 
