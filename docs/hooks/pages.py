@@ -101,14 +101,13 @@ def _family(family):
     title, _, rest = _about(family).partition("\n")
     example = _smallest(family)
     paper = vj.model_info(example).paper
-    about = re.sub(r"`(\w+)`", r"`\1`", rest.strip())
     return "\n".join(
         [
             f"# {title.rstrip('.').split(':')[0]}",
             "",
             f"{title} [Paper](https://arxiv.org/abs/{paper}).",
             "",
-            about,
+            rest.strip(),
             "",
             f'![{example}: what it calls, in order, and the shapes]({family}.svg "{example}")',
             "",
@@ -126,13 +125,11 @@ def _family(family):
 def _fields():
     """Every field of a run's config as a table: name, default, and the comment beside it."""
     source = inspect.getsource(default_config)
-    comments, config = {}, default_config()
-    lines = source.splitlines()
+    comments, config, lines = {}, default_config(), source.splitlines()
     for token in tokenize.generate_tokens(iter(source.splitlines(keepends=True)).__next__):
         if token.type == tokenize.COMMENT:
             comments[token.start[0] - 1] = token.string.lstrip("# ")
-    said = {}
-    group = []
+    said, group = {}, []
     for number, line in enumerate(lines):
         if match := re.match(r"    c\.(\w+) = (.*)", line):
             group = [match[1]]
