@@ -7,6 +7,10 @@ from vision_jax.layers.conv import Conv
 from vision_jax.layers.norm import normalise
 from vision_jax.parameters import trunc_normal, zeros
 
+# timm's names where stems and ways down are plain sequences of these layers
+STEM_IN_SEQUENCE = ((r"^stem\.conv\.", "stem.0."), (r"^stem\.norm\.", "stem.1."))
+DOWN_IN_SEQUENCE = ((r"\.downsample\.norm\.", ".downsample.0."), (r"\.downsample\.conv\.", ".downsample.1."))
+
 
 class Downsample(nnx.Module):
     """A norm and a strided convolution, [B, H, W, Cin] -> [B, H/stride, W/stride, Cout].

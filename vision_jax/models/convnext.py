@@ -17,7 +17,7 @@ from flax import nnx
 
 from vision_jax.layers.conv import Conv
 from vision_jax.layers.convnext_block import ConvNeXtBlock
-from vision_jax.layers.downsample import Downsample
+from vision_jax.layers.downsample import DOWN_IN_SEQUENCE, Downsample
 from vision_jax.layers.drop import linear_rates
 from vision_jax.layers.head import PooledHead
 from vision_jax.layers.linear import Linear, PointwiseConv
@@ -87,8 +87,7 @@ def _multiple_of_8(channels):
 
 _TIMM = (
     (r"^stem\.layers\.", "stem."),
-    (r"\.downsample\.norm\.", ".downsample.0."),
-    (r"\.downsample\.conv\.", ".downsample.1."),
+    *DOWN_IN_SEQUENCE,
     (r"\.mlp\.norm\.", ".mlp.grn."),
     (r"\.ls\.gamma$", ".gamma"),
 )

@@ -18,7 +18,7 @@ from vision_jax.functional import tap
 from vision_jax.layers.channel_attention import ChannelAttention
 from vision_jax.layers.conv import Conv
 from vision_jax.layers.convnext_block import ConvNeXtBlock
-from vision_jax.layers.downsample import Downsample
+from vision_jax.layers.downsample import DOWN_IN_SEQUENCE, STEM_IN_SEQUENCE, Downsample
 from vision_jax.layers.drop import drop_path, linear_rates
 from vision_jax.layers.fourier_positions import FourierPositions
 from vision_jax.layers.head import PooledHead
@@ -97,10 +97,8 @@ class EdgeNeXt(StagedModel):
     classifier = ("head.fc",)
     torch_names: ClassVar = {
         "timm": (
-            (r"^stem\.conv\.", "stem.0."),
-            (r"^stem\.norm\.", "stem.1."),
-            (r"\.downsample\.norm\.", ".downsample.0."),
-            (r"\.downsample\.conv\.", ".downsample.1."),
+            *STEM_IN_SEQUENCE,
+            *DOWN_IN_SEQUENCE,
             (r"\.attn\.", ".xca."),
             (r"\.ls1\.gamma$", ".gamma_xca"),
             (r"\.ls2?\.gamma$", ".gamma"),

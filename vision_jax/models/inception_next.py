@@ -14,7 +14,7 @@ from flax import nnx
 
 from vision_jax.functional import tap
 from vision_jax.layers.conv import Conv
-from vision_jax.layers.downsample import Downsample
+from vision_jax.layers.downsample import DOWN_IN_SEQUENCE, STEM_IN_SEQUENCE, Downsample
 from vision_jax.layers.drop import drop_path, linear_rates
 from vision_jax.layers.head import PooledHead
 from vision_jax.layers.linear import PointwiseConv
@@ -101,10 +101,8 @@ class InceptionNeXt(StagedModel):
     classifier = ("head.fc",)
     torch_names: ClassVar = {
         "timm": (
-            (r"^stem\.conv\.", "stem.0."),
-            (r"^stem\.norm\.", "stem.1."),
-            (r"\.downsample\.norm\.", ".downsample.0."),
-            (r"\.downsample\.conv\.", ".downsample.1."),
+            *STEM_IN_SEQUENCE,
+            *DOWN_IN_SEQUENCE,
             (r"\.ls\.gamma$", ".gamma"),
             (r"^head\.fc\.", "head.fc2."),
             (r"^head\.pre_logits\.fc\.", "head.fc1."),
