@@ -259,8 +259,9 @@ def all_but_zero(name, names):
     return patches or stem or name in sorted(addends)[-1:] or re.search(ALL_BUT_ZERO, name) or before_norm
 
 
-# Queries that all windows share come from no projection: each device takes its heads, and gathers their gradient.
-GATHERED = {"gcvit": (11, 4, 4, 8)}
+# Activations of which each device gathers all heads. GC ViT: queries that all windows share come from no projection,
+# each device takes its heads, and gathers their gradient. CaiT: talking heads mix the scores of all heads, both ways.
+GATHERED = {"gcvit": ((11, 4, 4, 8),), "cait": ((11, 4, 4, 4), (4, 11, 4, 4))}
 
 
 def build(key, **fields):

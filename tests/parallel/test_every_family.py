@@ -118,7 +118,7 @@ def moved(key, **fields):
 def test_activations_are_summed_and_moved_in_no_other_way(key):
     """Heads and hidden features stay split from the first product of a branch to its last."""
     found = moved(key)
-    gathered = [("all-gather", (families.GATHERED[key],))] if key in families.GATHERED else []
+    gathered = [("all-gather", (shape,)) for shape in families.GATHERED.get(key, ())]
     others = [(c.kind, c.shapes) for c in found if c.moves_activations and c.kind != "all-reduce"]
     assert others == gathered
     assert any(c.kind == "all-gather" for c in found)  # the parameters, which are split over fsdp
