@@ -159,7 +159,7 @@ SEPARABLE, MBCONV = (Blocks("separable", 1, 3, 1, 1, 16, 0.25),), (Blocks("mbcon
 FUSED = (Blocks("fused", 1, 3, 1, 2, 16, 0.25),)
 UNIVERSAL = (
     Blocks("uib", 1, 3, 2, 2, 16, start=3),
-    Blocks("mqa", 1, 3, 1, 1, 16, num_heads=4, head_dim=8, shrink=2),
+    Blocks("mqa", 1, 3, 1, 1, 16, num_heads=4, head_dim=8, kv_stride=2),
 )
 MOBILE = dict(img_size=32, stem_dim=16, head_dim=32, num_classes=8)
 HALONET = (

@@ -57,9 +57,7 @@ def make_mesh(data=-1, fsdp=1, tensor=1, devices=None):
         )
     if slices > 1:
         within = (sizes[DATA] // slices, *shape[1:])
-        placed = mesh_utils.create_hybrid_device_mesh(
-            within, (slices, 1, 1), devices, allow_split_physical_axes=True
-        )  # fmt: skip
+        placed = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
         return jax.sharding.Mesh(placed, AXES, axis_types=kinds)
     try:
         return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)

@@ -7,7 +7,7 @@ STAGES = (
     (Blocks("fused", 1, 3, 2, 2, 8),),
     (
         Blocks("uib", 1, 5, 2, 2, 16, start=3),
-        Blocks("mqa", 1, 3, 1, 1, 16, num_heads=2, head_dim=4, shrink=2),
+        Blocks("mqa", 1, 3, 1, 1, 16, num_heads=2, head_dim=4, kv_stride=2),
         Blocks("uib", 1, 0, 1, 2, 16),
     ),
     (Blocks("conv", 1, 1, 1, 1, 24, skip=False),),

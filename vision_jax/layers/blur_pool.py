@@ -8,8 +8,7 @@ from vision_jax.layers.pooling import avg_pool
 def blur_pool(x, *, mode="reflect"):
     """Every second pixel of a map, filtered by [1, 2, 1] / 4 each way: [B, H, W, C] -> [B, H/2, W/2, C].
 
-    BlurPool (Zhang, 2019, arXiv:1904.11486, section 3.3). The filter is a mean of
-    two twice over; sizes are rounded up.
+    BlurPool (Zhang, 2019, arXiv:1904.11486, section 3.3). The filter is a mean of two twice over; sizes are rounded up.
 
     Args:
       x: the map.

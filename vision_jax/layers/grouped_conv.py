@@ -22,7 +22,6 @@ DENSE = 32  # channels of the dense convolutions that groups are gathered in: be
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))  # traced once for the equal blocks of a stage
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def grouped_conv(x, kernel, stride, padding, dilation, groups):
     """A convolution of `groups` groups of channels that do not mix, differentiable in reverse.
 
@@ -36,12 +35,17 @@ def grouped_conv(x, kernel, stride, padding, dilation, groups):
     Returns:
       [B, H', W', Cout] in x's dtype.
     """
+    return _grouped_conv(x, kernel, stride, padding, dilation, groups)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _grouped_conv(x, kernel, stride, padding, dilation, groups):
     own, xla = _forms(stride, padding, dilation, groups, kernel.shape, x.shape)
     return jax.lax.platform_dependent(x, kernel, cpu=own.forward, default=xla.forward)
 
 
 def _forward(x, kernel, *how):
-    return grouped_conv(x, kernel, *how), (x, kernel)
+    return _grouped_conv(x, kernel, *how), (x, kernel)
 
 
 def _backward(*args):
@@ -50,7 +54,7 @@ def _backward(*args):
     return jax.lax.platform_dependent(x, kernel, dy, cpu=own.backward, default=xla.backward)
 
 
-grouped_conv.__wrapped__.defvjp(_forward, _backward)
+_grouped_conv.defvjp(_forward, _backward)
 
 
 def _forms(stride, padding, dilation, groups, kernel_shape, shape):

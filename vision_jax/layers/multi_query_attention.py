@@ -15,13 +15,11 @@ class Shared(nnx.Module):
     """Keys or values that all heads share, of a map made smaller by `stride`: [B, H, W, C] -> [B, N, head_dim]."""
 
     def __init__(self, dim, head_dim, kernel_size, *, stride, dtype):
-        self.down_conv = self.norm = None
         kw = dict(bias=False, dtype=dtype)
-        if stride > 1:
-            # Xavier's variance for a kernel whose outputs are counted over all groups
-            init = VarianceScaling(2 / (1 + dim), "fan_in", "uniform")
-            down = Conv(dim, dim, kernel_size, stride=stride, groups=dim, init=init, **kw)
-            self.down_conv, self.norm = nnx.data(down), nnx.data(BatchNorm(dim, dtype=dtype))
+        init = VarianceScaling(2 / (1 + dim), "fan_in", "uniform")  # Xavier's, of outputs counted over all groups
+        down = dict(stride=stride, groups=dim, init=init, **kw)
+        self.down_conv = Conv(dim, dim, kernel_size, **down) if stride > 1 else None
+        self.norm = BatchNorm(dim, dtype=dtype) if stride > 1 else None
         self.proj = PointwiseConv(dim, head_dim, init=xavier_uniform, **kw)
 
     def __call__(self, x, train=None):

@@ -55,7 +55,7 @@ class Blocks(NamedTuple):
       act: the activation, or None for the network's.
       skip: whether the input is added where it can be.
       start: kernel size of the convolution that "uib" starts with; 0 for none.
-      num_heads, head_dim, shrink: of "mqa"; the stride of the map of its keys and values.
+      num_heads, head_dim, kv_stride: of "mqa"; the stride of the map of its keys and values.
     """
 
     kind: str
@@ -70,7 +70,7 @@ class Blocks(NamedTuple):
     start: int = 0
     num_heads: int = 0
     head_dim: int = 0
-    shrink: int = 1
+    kv_stride: int = 1
 
 
 def scaled(stages, width=1.0, depth=1.0, *, limit=0.9, fixed_ends=False):
@@ -202,7 +202,9 @@ class InvertedResiduals(Model):
     def _block(self, rows, dims, index):
         (row, _), din, dout, c = rows[index], dims[index], dims[index + 1], self.config
         if row.kind == "mqa":
-            how = dict(num_heads=row.num_heads, head_dim=row.head_dim, kernel_size=row.kernel_size, stride=row.shrink)
+            how = dict(
+                num_heads=row.num_heads, head_dim=row.head_dim, kernel_size=row.kernel_size, stride=row.kv_stride
+            )
             return MobileAttention(din, layer_scale=c.layer_scale, dtype=c.dtype, **how)
         how = dict(stride=1 if index else row.stride, skip=row.skip, parts=self._parts(row.act or c.act))
         hidden = din if row.kind == "separable" else round_channels(din * row.expansion)

@@ -22,8 +22,9 @@ from vision_jax.functional import tap
 from vision_jax.layers.attention import aggregate, attention_probabilities
 from vision_jax.layers.block import MapBlock
 from vision_jax.layers.conv import pair
-from vision_jax.layers.conv_norm import ConvNorm, ConvNormMlp, ConvNormStem, PooledNormHeads
+from vision_jax.layers.conv_norm import ConvNorm, ConvNormMlp, ConvNormStem
 from vision_jax.layers.linear import Linear, PointwiseConv
+from vision_jax.layers.norm_head import PooledNormHeads
 from vision_jax.layers.relative_bias import DistanceBias
 from vision_jax.layers.stack import Stack
 from vision_jax.models.base import FeatureInfo, ModelConfig, Stage, StagedModel, check_stages

@@ -26,8 +26,8 @@ def _conv(kernel_size, stride, dim):
     return Blocks("conv", 1, kernel_size, stride, 1, dim, skip=False)
 
 
-def _attention(num_heads, head_dim, shrink=1):
-    return Blocks("mqa", 1, 3, 1, 1, 0, num_heads=num_heads, head_dim=head_dim, shrink=shrink)
+def _attention(num_heads, head_dim, kv_stride=1):
+    return Blocks("mqa", 1, 3, 1, 1, 0, num_heads=num_heads, head_dim=head_dim, kv_stride=kv_stride)
 
 
 _FUSED, _LAST = (Blocks("fused", 1, 3, 2, 4, 48),), (_conv(1, 1, 960),)

@@ -23,13 +23,13 @@ from vision_jax.layers.conv_norm import (
     ConvNorm,
     ConvNormMlp,
     ConvNormStem,
-    PooledNormHeads,
     add_to_middle,
     norm_after,
 )
 from vision_jax.layers.drop import linear_rates
 from vision_jax.layers.mlp import gelu
 from vision_jax.layers.norm import BatchNorm
+from vision_jax.layers.norm_head import PooledNormHeads
 from vision_jax.layers.seam import middle_tap
 from vision_jax.layers.squeeze_excite import SqueezeExcite
 from vision_jax.layers.stack import Stack

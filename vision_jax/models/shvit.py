@@ -17,9 +17,10 @@ from flax import nnx
 
 from vision_jax.functional import tap
 from vision_jax.layers.attention import aggregate, attention_probabilities
-from vision_jax.layers.conv_norm import ConvNorm, ConvNormMlp, ConvNormStem, NormHead
+from vision_jax.layers.conv_norm import ConvNorm, ConvNormMlp, ConvNormStem
 from vision_jax.layers.drop import drop_path, dropout, linear_rates
 from vision_jax.layers.group_norm import GroupNorm
+from vision_jax.layers.norm_head import NormHead
 from vision_jax.layers.squeeze_excite import SqueezeExcite
 from vision_jax.layers.stack import Stack
 from vision_jax.mesh import constrain_batch

@@ -24,10 +24,12 @@ from vision_jax.errors import InputError, unknown
 from vision_jax.mesh import BATCH, FSDP, TENSOR, constrain, fit
 from vision_jax.names import dotted, is_stacked, names
 
+_HEADS = r"\b(q?kvo?|infuse\.v)"  # projections stored [C, parts, heads, head_dim]
+
 RULES = (
     # between the convolutions of a ResNet, which every device computes whole: so is its attention
     (r"\bself_attn\.q?kv\.kernel$", "fsdp"),
-    (r"\b(q?kvo?|infuse\.v)\.(kernel|bias)$", "tensor:-2"),  # [C, parts, heads, head_dim]: the heads
+    (rf"{_HEADS}\.(kernel|bias)$", "tensor:-2"),
     (r"\battn(_pool)?\.q\.(kernel|bias)$", "heads:-1"),  # [C, heads * head_dim]
     (r"\b(attn(_pool)?|gather|infuse)\.proj\.kernel$", "heads:-2"),
     # MambaOut cuts gate, identity and rest from one projection, and devices would hold parts of two of them
@@ -83,11 +85,7 @@ def _owner(path):
 def _heads(tree):
     """The name of each attention -> its heads, from its keys' kernels [..., C, parts, heads, head_dim]."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        _owner(path): leaf.shape[-2]
-        for path, leaf in leaves
-        if re.search(r"\b(q?kvo?|infuse\.v)\.kernel$", dotted(path))
-    }
+    return {_owner(path): leaf.shape[-2] for path, leaf in leaves if re.search(rf"{_HEADS}\.kernel$", dotted(path))}
 
 
 def _map(fn, tree):

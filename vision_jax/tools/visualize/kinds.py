@@ -55,9 +55,9 @@ def picture(model, kind, photos, *, layers="*", query=None, label=None, title=No
         raise unknown("kind", kind, KINDS)
     if kind != "bias" and not len(photos):
         raise InputError(f"kind {kind!r} needs at least one image")
-    can = possible(model)
-    if kind not in can:
-        raise InputError(f"{model.name} cannot give {kind!r}: {KINDS[kind][1]}. It can give {', '.join(can)}")
+    if not _gives(model, kind):
+        can = ", ".join(possible(model))
+        raise InputError(f"{model.name} cannot give {kind!r}: {KINDS[kind][1]}. It can give {can}")
     images, pixels = prepare(model, photos) if len(photos) else (None, None)
     options = dict(layers=layers, query=query, label=label, title=model.name if title is None else title)
     return KINDS[kind][0](model, images, pixels, **options)
@@ -65,17 +65,21 @@ def picture(model, kind, photos, *, layers="*", query=None, label=None, title=No
 
 def possible(model):
     """The kinds that a model can give, in order; nothing is run."""
-    size = (*preprocessing(model).size, model.config.in_chans)
-    images = np.broadcast_to(np.float32(0), (1, *size))
-    can = {
-        "attention": lambda: bool(placed_keys(model, images)),
-        "rollout": lambda: refusal(model, placed_keys(model, images)) is None,
-        "bias": lambda: has_bias(model),
-        "pca": lambda: True,
-        "erf": lambda: True,
-        "gradcam": lambda: bool(model.config.num_classes) and has_map(model, images, default_layer(model)),
-    }
-    return [kind for kind, check in can.items() if check()]
+    return [kind for kind in KINDS if _gives(model, kind)]
+
+
+def _gives(model, kind):
+    images = np.broadcast_to(np.float32(0), (1, *preprocessing(model).size, model.config.in_chans))
+    match kind:
+        case "attention":
+            return bool(placed_keys(model, images))
+        case "rollout":
+            return refusal(model, placed_keys(model, images)) is None
+        case "bias":
+            return has_bias(model)
+        case "gradcam":
+            return bool(model.config.num_classes) and has_map(model, images, default_layer(model))
+    return True
 
 
 def _attention(model, images, pixels, *, layers, query, title, **_):
