@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 
@@ -7,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vision_jax.data.device_ops import Mix, Normalize, RandomErasing, cutmix_box, inside
+from vision_jax.data.device_ops import Mix, Normalize, RandomErasing, cutmix_box, inside, partners
 from vision_jax.data.ops import DeviceOps
 from vision_jax.errors import InputError
+from vision_jax.mesh import make_mesh
+from vision_jax.parallel.sharding import batch_sharding
 
 
 def batch_of(B=8, H=12, W=16, C=3):
@@ -103,6 +106,19 @@ def test_mixup_equals_numpy():
         lams.append(lam)
     assert 0 < min(lams) < 0.3
     assert 0.7 < max(lams) < 1
+
+
+def test_partners_stay_on_their_device():
+    x = np.arange(32)
+    expected = [*range(8, 16), *range(8), *range(24, 32), *range(16, 24)]
+    assert np.array_equal(partners(x), expected)
+    assert np.array_equal(partners(partners(x)), x)
+    assert np.array_equal(partners(x[:24]), x[:24][::-1])
+    mesh = make_mesh(fsdp=2, data=1, devices=jax.devices()[:2])
+    batch = {"image": jnp.zeros((32, 4, 4, 3)), "label": jnp.zeros(32, jnp.int32)}
+    batch = jax.device_put(batch, batch_sharding(mesh))
+    text = jax.jit(Mix(mixup=0.8)).lower(jax.random.key(0), batch).compile().as_text()
+    assert not re.findall(r"collective-permute|all-gather|all-to-all|all-reduce", text)
 
 
 def test_cutmix_equals_numpy():

@@ -54,6 +54,24 @@ def test_the_figures_are_those_of_the_config():
     assert report.largest[0]["bytes"] == max(c["bytes"] for c in report.largest)
 
 
+@pytest.mark.heavy
+def test_between_slices_go_gradients_alone():
+    ops = "('normalize(mean=(0.3,), std=(0.38,))', 'mix(mixup=0.2)')"
+    fields = dict(mesh__data=2, data__batch_size=128, data__ops=ops)
+    run = compile_only.build_for(config(model__depth=2, model__embed_dim=256, **fields), "2*v5e:2x2")
+    assert dict(run.mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 1}
+    report = compile_only.measure(run)
+    between = {kind: size for kind, (_, size) in report.moved.items() if kind.endswith("between slices")}
+    assert list(between) == ["all-reduce between slices"]
+    # each chip's shard of the gradients, once: half of the sum to the other slice, half of it back
+    assert between["all-reduce between slices"] == pytest.approx(report.parameters, rel=0.02)
+    v5e = chips.CHIPS["TPU v5 lite"]
+    assert report.roofline.network == pytest.approx(between["all-reduce between slices"] / v5e.network)
+    assert any(line.startswith("network") for line in report.lines())
+    with pytest.raises(InputError, match=r"--compile_only=2\*v4:2x2x1: how fast .* is not published; take v4:2x2x1"):
+        compile_only.build_for(config(**fields), "2*v4:2x2x1")
+
+
 @pytest.mark.slow
 def test_a_swin_runs_the_window_kernel():
     c = default_config()

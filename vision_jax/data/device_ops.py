@@ -103,7 +103,7 @@ def inside(boxes, shape):
 
 @dataclasses.dataclass(frozen=True)
 class Mix:
-    """Mixup (arXiv 1710.09412) or CutMix (arXiv 1905.04899) of each image with its partner in the flipped batch.
+    """Mixup (arXiv 1710.09412) or CutMix (arXiv 1905.04899) of each image with a partner of its batch.
 
     One lambda, one choice and one box a batch, as in timm's "batch" mode. `mixup` and `cutmix` are the alphas of their
     Beta(alpha, alpha) distributions, 0 turns one off; with both, CutMix is chosen with probability `switch_prob`. With
@@ -146,10 +146,24 @@ class Mix:
         share = share.astype(image.dtype)
         return {
             **batch,
-            "image": image * share + image[::-1] * (1 - share),
-            "label_mixed": label[::-1],
+            "image": image * share + partners(image) * (1 - share),
+            "label_mixed": partners(label),
             "mix_weight": jnp.full(label.shape[:1], weight, jnp.float32),
         }
+
+
+GROUP = 16  # examples
+
+
+def partners(x):
+    """x [B, ...] with examples i and j swapped: eight apart in each group of sixteen; or, of other batches, flipped.
+
+    A device's share of a batch is whole groups as a rule, so that no image goes to another one, as it would if the
+    batch were flipped; nor is an image, repeated a few times in a row, its own partner.
+    """
+    if len(x) % GROUP:
+        return x[::-1]
+    return x.reshape(-1, 2, GROUP // 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
 
 
 def cutmix_box(key, lam, shape):

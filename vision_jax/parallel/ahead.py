@@ -1,8 +1,8 @@
 """A step compiled for a slice that is not here: whether it fits, what it moves, how fast it can be at most.
 
 The roofline: a step takes at least the longest of what the products need at the chip's peak, the bytes at its memory's
-bandwidth, and the collectives over its links, all three overlapping wholly. Of it the model's own FLOPs, which
-rematerialisation does not raise, are the model-FLOPs utilisation (PaLM, arXiv:2204.02311, appendix B).
+bandwidth, and the collectives over its links and between slices, all overlapping wholly. Of it the model's own FLOPs,
+which rematerialisation does not raise, are the model-FLOPs utilisation (PaLM, arXiv:2204.02311, appendix B).
 """
 
 import dataclasses
@@ -20,12 +20,16 @@ LARGEST = 10  # collectives that are told one by one
 
 
 class Slice(NamedTuple):
-    """The devices of a mesh: each one's share of a chip's rates and memory, and where its chip lies."""
+    """The devices of a mesh: each one's share of a chip's rates and memory, and where its chip lies.
+
+    Of several slices the first; the others are like it.
+    """
 
     chip: Chip
     per_chip: int  # devices
     coordinates: tuple  # of each device's chip, in the mesh's order
     grid: tuple  # chips along each dimension
+    slices: int  # of the mesh
 
 
 def slice_of(mesh):
@@ -34,13 +38,16 @@ def slice_of(mesh):
     chip = chip_of(devices[0].device_kind)
     if chip is None:
         raise unknown("chip", devices[0].device_kind, CHIPS)
-    coordinates = tuple(tuple(device.coords)[: chip.dimensions] for device in devices)
-    per_chip = len(devices) // len(set(coordinates))
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    first = devices[: len(devices) // slices]  # the axis that goes across slices is the outermost
+    coordinates = tuple(tuple(device.coords)[: chip.dimensions] for device in first)
+    per_chip = len(first) // len(set(coordinates))
     share = chip._replace(
-        flops=chip.flops / per_chip, bandwidth=chip.bandwidth / per_chip, memory=chip.memory / per_chip
-    )
+        flops=chip.flops / per_chip, bandwidth=chip.bandwidth / per_chip, memory=chip.memory / per_chip,
+        network=chip.network / per_chip,
+    )  # fmt: skip
     grid = tuple(1 + max(positions) for positions in zip(*coordinates, strict=True))
-    return Slice(share, per_chip, coordinates, grid)
+    return Slice(share, per_chip, coordinates, grid, slices)
 
 
 def held(tree):
@@ -49,11 +56,12 @@ def held(tree):
 
 
 class Roofline(NamedTuple):
-    """The least seconds that a step needs for its products, its memory and its links."""
+    """The least seconds that a step needs for its products, its memory, its links, and the network between slices."""
 
     compute: float
     hbm: float
     interconnect: float
+    network: float = 0.0
 
     @property
     def step(self):
@@ -62,7 +70,7 @@ class Roofline(NamedTuple):
 
     @property
     def bound(self):
-        """What rules: "compute", "hbm" or "interconnect"."""
+        """What rules: "compute", "hbm", "interconnect" or "network"."""
         return max(self._fields, key=lambda field: getattr(self, field))
 
 
@@ -152,10 +160,12 @@ class Report:
         out.append(f"executed         {self.flops:.4g} a device, of which {share:.0%} are the model's")
         out.append(f"memory traffic {gib(self.hbm_bytes)} a device")
         for kind, (count, size) in sorted(self.moved.items()):
-            out.append(f"{kind:<20}{count:>5} a step {gib(size)} received by a device")
+            out.append(f"{kind:<34}{count:>5} a step {gib(size)} received by a device")
         if not self.moved:
             out.append("no collectives")
         for field, value in self.roofline._asdict().items():
+            if field == "network" and not value:
+                continue
             out.append(f"{field:<14}{1e3 * value:11.3f} ms{'   <- rules' if field == self.roofline.bound else ''}")
         out.append(f"model-FLOPs utilisation: at most {self.utilisation:.1%}")
         if self.unknown_loops:
@@ -185,21 +195,23 @@ def report(compiled, mesh, state, model_flops):
     used = compiled.memory_analysis()
     total = used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes + used.temp_size_in_bytes
     program = hlo.parse(compiled.as_text())
-    found = collectives.collectives(program, mesh.size)
+    within, between = collectives.collectives(program, len(where.coordinates)), collectives.between_slices(program)
+    found = [(each.kind, each) for each in within] + [(f"{each.kind} between slices", each) for each in between]
     moved = {}
-    for each in found:
-        count, size = moved.get(each.kind, (0, 0))
-        moved[each.kind] = count + each.times, size + each.times * each.received
-    largest = sorted(found, key=lambda each: -each.times * each.received)[:LARGEST]
+    for kind, each in found:
+        count, size = moved.get(kind, (0, 0))
+        moved[kind] = count + each.times, size + each.times * each.received
+    largest = sorted(found, key=lambda pair: -pair[1].times * pair[1].received)[:LARGEST]
     largest = tuple(
-        {"kind": c.kind, "shapes": c.shapes, "times": c.times, "bytes": c.times * c.received, "source": c.source}
-        for c in largest
+        {"kind": kind, "shapes": c.shapes, "times": c.times, "bytes": c.times * c.received, "source": c.source}
+        for kind, c in largest
     )
     flops, size = work.flops(program), work.hbm_bytes(program)
-    links = collectives.seconds(found, where.chip, where.coordinates, where.grid)
+    links = collectives.seconds(within, where.chip, where.coordinates, where.grid)
+    network = sum(c.times * c.received for c in between) / where.chip.network if between else 0.0
     return Report(
         temporaries=used.temp_size_in_bytes, total=total, flops=flops, hbm_bytes=size, moved=moved, largest=largest,
-        roofline=Roofline(flops / where.chip.flops, size / where.chip.bandwidth, links),
+        roofline=Roofline(flops / where.chip.flops, size / where.chip.bandwidth, links, network),
         unknown_loops=len(program.unknown_loops), **known,
     )  # fmt: skip
 

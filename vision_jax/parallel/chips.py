@@ -12,6 +12,7 @@ class Chip(NamedTuple):
       memory: bytes.
       link: bytes a second over one link to a neighbouring chip, in one direction; 0 where there is no such grid.
       dimensions: of the grid or torus of chips, each with two links.
+      network: bytes a second of the data centre's network that joins slices; 0 where no figure is published.
     """
 
     flops: float
@@ -19,18 +20,20 @@ class Chip(NamedTuple):
     memory: float
     link: float = 0.0
     dimensions: int = 0
+    network: float = 0.0
 
 
 GIB = 2**30
 
 # By the start of JAX's `device_kind`, longest first where one starts another. Sources: Google Cloud's pages of the TPU
 # versions (docs.cloud.google.com/tpu/docs/v5e and so on), whose "bidirectional interconnect bandwidth per chip" is
-# that of both directions of all links; NVIDIA's data sheets.
+# that of both directions of all links, and "data center network bandwidth per chip" (v5e's pages give it for a pod of
+# 256); NVIDIA's data sheets.
 CHIPS = {
-    "TPU7x": Chip(2307e12, 7380e9, 192 * GIB, 100e9, 3),
-    "TPU v6 lite": Chip(918e12, 1638e9, 32 * GIB, 100e9, 2),
-    "TPU v5 lite": Chip(197e12, 819e9, 16 * GIB, 50e9, 2),
-    "TPU v5": Chip(459e12, 2765e9, 95 * GIB, 100e9, 3),
+    "TPU7x": Chip(2307e12, 7380e9, 192 * GIB, 100e9, 3, 12.5e9),
+    "TPU v6 lite": Chip(918e12, 1638e9, 32 * GIB, 100e9, 2, 12.5e9),
+    "TPU v5 lite": Chip(197e12, 819e9, 16 * GIB, 50e9, 2, 3.125e9),
+    "TPU v5": Chip(459e12, 2765e9, 95 * GIB, 100e9, 3, 6.25e9),
     "TPU v4": Chip(275e12, 1228e9, 32 * GIB, 50e9, 3),
     "NVIDIA H200": Chip(989e12, 4800e9, 141e9),
     "NVIDIA H100 PCIe": Chip(756e12, 2000e9, 80e9),

@@ -68,6 +68,28 @@ def collectives(program, devices):
     return found
 
 
+def between_slices(program):
+    """The collectives over the network between slices: each device's part, after its own slice has done its own.
+
+    The compiler makes of them a transfer to the host and one back, the rest being the runtime's.
+    """
+    found = {}
+    for instruction, _, times in program.instructions():
+        key = instruction.attribute(r'_xla_megascale_transfer_type="(\w+)"')
+        if key is None or instruction.opcode not in ("send", "recv"):
+            continue
+        kind, slices = _KINDS.get(key, "collective-permute"), instruction.attribute(r'_target="\{([\d,]+)\}')
+        group = tuple(range(len(slices.split(",")) if slices else 2))
+        shape, name = instruction.shapes[0], instruction.attribute(r'_host_transfer_rendezvous="([^"]*)"')
+        received = shape.size * RECEIVED[kind](len(group))
+        if name not in found or found[name].received < received:  # of what goes out and what comes in the whole
+            found[name] = Collective(kind, (shape.dims,), received, group, times, name)
+    return list(found.values())
+
+
+_KINDS = {kind.upper().replace("-", "_"): kind for kind in RECEIVED}
+
+
 def _group(attributes, devices):
     """The numbers of the devices of the first group."""
     if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes):

@@ -41,6 +41,8 @@ def row(name, found):
     if not found["fits"]:
         return [*start, "does not fit", f"{found['unsharded'] / found['capacity']:.1%}", *[""] * (len(HEAD) - 6)]
     times = [f"{1e3 * found['roofline'][bound]:.1f}" for bound in ("compute", "hbm", "interconnect")]
+    if between := found["roofline"]["network"]:
+        times[-1] += f" + {1e3 * between:.1f} between slices"
     kind, most = max(found["moved"].items(), key=lambda item: item[1]["bytes"], default=("nothing", {"bytes": 0}))
     return [
         *start, f"{found['total'] / GIB:.2f} of {found['capacity'] / GIB:.0f}",
