@@ -77,9 +77,8 @@ def build_for(config, name):
     except InputError as error:
         raise InputError(f"--compile_only={name}: {error}") from error
     if "*" in name and not chip_of(devices[0].device_kind).network:
-        raise InputError(
-            f"--compile_only={name}: how fast a network joins {name.split('*')[1]} is not published: take one slice"
-        )
+        one = name.split("*")[1]
+        raise InputError(f"--compile_only={name}: how fast a network joins such slices is not published; take {one}")
     run = build(config, training=True, evaluation=True, devices=devices, open_source=functools.partial(_source, config))
     if isinstance(run.train_source, StandIn):
         examples = [run.train_ops[0](run.train_source[i], np.random.default_rng(0)) for i in range(len(SIZES))]
