@@ -15,6 +15,7 @@ import jax
 from vision_jax.errors import unknown
 from vision_jax.parallel import collectives, hlo, work
 from vision_jax.parallel.chips import CHIPS, GIB, Chip, chip_of
+from vision_jax.parallel.sharding import HOST
 
 LARGEST = 10  # collectives that are told one by one
 
@@ -50,9 +51,13 @@ def slice_of(mesh):
     return Slice(share, per_chip, coordinates, grid, slices)
 
 
-def held(tree):
-    """Bytes that one device holds of a tree of `jax.ShapeDtypeStruct` with shardings."""
-    return sum(math.prod(s.sharding.shard_shape(s.shape)) * s.dtype.itemsize for s in jax.tree.leaves(tree))
+def held(tree, host=False):
+    """Bytes that one device holds of a tree of `jax.ShapeDtypeStruct` with shardings; or its host for it."""
+    return sum(
+        math.prod(s.sharding.shard_shape(s.shape)) * s.dtype.itemsize
+        for s in jax.tree.leaves(tree)
+        if (s.sharding.memory_kind == HOST) == host
+    )
 
 
 class Roofline(NamedTuple):
@@ -83,6 +88,8 @@ class Report:
       capacity: bytes of memory.
       parameters, optimizer, average: what the state holds; `average` of the model, 0 without one.
       unsharded: of the state, what every device holds whole.
+      offloaded: of the optimiser's state, what the host holds for a device: moved there and back in a step, over a link
+        of which no rate is published, so that the roofline lacks it.
       gradients: as large as the parameters' shards; they lie among the temporaries.
       temporaries: beside state and batch. None where the compiler gave up for want of memory.
       total: all that must be held at once; None where the compiler gave up without telling.
@@ -114,6 +121,7 @@ class Report:
     largest: tuple = ()
     roofline: Roofline | None = None
     unknown_loops: int = 0
+    offloaded: float = 0.0
 
     @property
     def fits(self):
@@ -145,6 +153,8 @@ class Report:
         out = [f"memory a {which} ({self.device_kind})"]
         out.append(f"  parameters     {gib(self.parameters)}")
         out.append(f"  optimiser      {gib(self.optimizer)}")
+        if self.offloaded:
+            out.append(f"  on its host    {gib(self.offloaded)} of the optimiser, to the device and back in each step")
         if self.average:
             out.append(f"  average        {gib(self.average)}")
         out.append(f"  of these whole {gib(self.unsharded)}, the same on every device")
@@ -184,7 +194,7 @@ def report(compiled, mesh, state, model_flops):
     """
     where = slice_of(mesh)
     own = {name: held(state.get(key, ())) for name, key in (("parameters", "params"), ("average", "ema"))}
-    own["optimizer"] = held(state["opt_state"])
+    own |= {"optimizer": held(state["opt_state"]), "offloaded": held(state["opt_state"], host=True)}
     own["unsharded"] = held([s for s in jax.tree.leaves(state) if mesh.size > 1 and s.sharding.is_fully_replicated])
     known = dict(
         device_kind=mesh.devices.flat[0].device_kind, devices=mesh.size, per_chip=where.per_chip,

@@ -24,6 +24,8 @@ from vision_jax.errors import InputError, unknown
 from vision_jax.mesh import BATCH, FSDP, TENSOR, constrain, fit
 from vision_jax.names import dotted, is_stacked, names
 
+HOST = "pinned_host"  # JAX's name of the memory of a device's host
+
 _HEADS = r"\b(q?kvo?|infuse\.v)"  # projections stored [C, parts, heads, head_dim]
 
 RULES = (

@@ -182,9 +182,10 @@ def fitting(run, name):
 
 
 def _finest(run, name):
-    """The sizes (data, fsdp) of a mesh on which a device holds least of the state; of equals the least data.
+    """The sizes (data, fsdp) of a mesh on which a device holds least of the state, and its bytes.
 
-    More fsdp is not always less state: what it does not divide lies whole everywhere.
+    Of equal ones that with the least data. More fsdp is not always less state: what it does not divide lies whole
+    everywhere.
     """
     parts, slices = run.mesh.shape["data"] * run.mesh.shape["fsdp"], ahead.slice_of(run.mesh).slices
     found = {}
@@ -192,14 +193,20 @@ def _finest(run, name):
         config = copy.deepcopy(run.config)
         config.mesh.data, config.mesh.fsdp = data, parts // data
         found[data, parts // data] = ahead.held(build_for(config, name).state_shapes())
-    return min(found, key=found.get)
+    sizes = min(found, key=found.get)
+    return sizes, found[sizes]
 
 
 def _remedies(run, name):
     """Changes of the config's fields, the cheapest in time first."""
     data, fsdp, _ = run.mesh.shape.values()
-    if (sizes := _finest(run, name)) != (data, fsdp):
+    sizes, state = _finest(run, name)
+    if sizes != (data, fsdp):
         yield dict(zip(("mesh.data", "mesh.fsdp"), sizes, strict=True))
+    offloads = [] if run.config.optim.offload else [{"optim.offload": True}]
+    if state > ahead.slice_of(run.mesh).chip.memory:  # nothing else helps then
+        yield from offloads
+        offloads = []
     kept = getattr(run.model.config, "remat", "full")
     for policy in REMAT[REMAT.index(kept) + 1 :] if kept in REMAT else REMAT:
         yield {"model.remat": policy}
@@ -208,3 +215,4 @@ def _remedies(run, name):
     while batch % (parts * accumulate) == 0:
         yield {"optim.accumulate": accumulate}
         accumulate *= 2
+    yield from offloads

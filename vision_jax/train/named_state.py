@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from vision_jax.errors import InputError
 from vision_jax.names import STACKED, dotted, names
+from vision_jax.parallel.sharding import HOST
 
 
 def to_named(state):
@@ -35,10 +36,11 @@ def to_named(state):
             on_devices[leaf_names] = leaf
         else:
             named.update(zip(leaf_names, leaf, strict=True))
-    if on_devices:  # in one compiled call: each array of a mesh of many processes is cut by all of them together
-        shardings = tuple((_without_first_axis(leaf.sharding),) * len(leaf) for leaf in on_devices.values())
-        blocks = jax.jit(_cut, out_shardings=shardings)(tuple(on_devices.values()))
-        for leaf_names, arrays in zip(on_devices, blocks, strict=True):
+    # Compiled: each array of a mesh of many processes is cut by all of them together
+    for some in _calls({leaf_names: leaf.sharding for leaf_names, leaf in on_devices.items()}):
+        leaves = tuple(on_devices[leaf_names] for leaf_names in some)
+        shardings = tuple((_without_first_axis(leaf.sharding),) * len(leaf) for leaf in leaves)
+        for leaf_names, arrays in zip(some, jax.jit(_cut, out_shardings=shardings)(leaves), strict=True):
             named.update(zip(leaf_names, arrays, strict=True))
     return named
 
@@ -88,9 +90,9 @@ def from_named(named, abstract_state):
             leaves.append(None)
         else:
             leaves.append(np.stack([named[name] for name in leaf_names]))
-    if to_stack:
-        blocks, shardings = zip(*to_stack.values(), strict=True)
-        for index, leaf in zip(to_stack, jax.jit(_join, out_shardings=shardings)(blocks), strict=True):
+    for some in _calls({index: sharding for index, (_, sharding) in to_stack.items()}):
+        blocks, shardings = zip(*(to_stack[index] for index in some), strict=True)
+        for index, leaf in zip(some, jax.jit(_join, out_shardings=shardings)(blocks), strict=True):
             leaves[index] = leaf
     return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
 
@@ -144,9 +146,16 @@ def _without_first_axis(sharding):
     return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]), memory_kind=sharding.memory_kind)
 
 
+def _calls(shardings):
+    """Lists of keys of {key: sharding}: what the devices hold together; what their hosts hold one by one, because it
+    passes through the devices, which need not have room for all of it."""
+    together = [key for key, sharding in shardings.items() if sharding.memory_kind != HOST]
+    return [*([together] if together else []), *([key] for key in shardings if key not in together)]
+
+
 def _cut(stacked):
-    return tuple(tuple(leaf[i] for i in range(len(leaf))) for leaf in stacked)
+    return tuple(tuple(leaf[i] for i in range(len(leaf))) for leaf in jax.device_put(stacked, jax.memory.Space.Device))
 
 
 def _join(blocks):
-    return tuple(jnp.stack(arrays) for arrays in blocks)
+    return tuple(jnp.stack(arrays) for arrays in jax.device_put(blocks, jax.memory.Space.Device))

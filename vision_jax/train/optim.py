@@ -33,6 +33,7 @@ DEFAULTS = {
     "freeze": (),
     "layer_decay": 1.0,
     "moments_dtype": None,
+    "offload": False,
 }
 
 
@@ -55,6 +56,8 @@ def make_optimizer(config, params, *, schedule, layer_of=None, num_layers=None):
           matches some blocks of a stacked parameter and not others are moments held for all.
         layer_decay: layer-wise decay of the learning rate: a factor of layer_decay ** (num_layers - 1 - group).
         moments_dtype: "bfloat16" or "float32", of the first moment or momentum; None for the parameters' own.
+        offload: the state lies in the host's memory between steps (ZeRO-Offload: arXiv:2101.06840, but the device still
+          computes): whoever places the state puts it there, `update` brings it to the device.
       params: the parameters, or their shapes: nested dicts.
       schedule: step -> learning rate, or a number.
       layer_of: name -> group, from 0 (the stem) to num_layers - 1 (the head); the model knows it. For `layer_decay`.
@@ -84,13 +87,21 @@ def make_optimizer(config, params, *, schedule, layer_of=None, num_layers=None):
         _scale_by_name(lambda name: 0.0 if frozen(name) else factor(name)),
         optax.scale_by_learning_rate(schedule),
     )
-    return optax.selective_transform(optimizer, freeze_mask=frozen_mask(config["freeze"], params))
+    optimizer = optax.selective_transform(optimizer, freeze_mask=frozen_mask(config["freeze"], params))
+    return _from_host(optimizer) if config["offload"] else optimizer
 
 
 def frozen_mask(freeze, params):
     """Which parameters `freeze` keeps as they are, a tree of bools; of stacked blocks all or none."""
     frozen = _matcher((freeze,) if isinstance(freeze, str) else freeze)
     return map_named(lambda names, _: all(map(frozen, names)), params)
+
+
+def _from_host(optimizer):
+    def update(updates, state, params):
+        return optimizer.update(updates, jax.device_put(state, jax.memory.Space.Device), params)
+
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 # --- The optimisers. What they take by keyword are the config's `options`.

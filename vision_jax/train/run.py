@@ -72,7 +72,10 @@ class Run:
         shapes = jax.eval_shape(
             functools.partial(step.initial_state, optimizer=self.optimizer, average=bool(self.config.ema)), variables
         )
-        return self.with_shardings(shapes)
+        shapes = self.with_shardings(shapes)
+        if self.config.optim.offload:
+            shapes["opt_state"] = jax.tree.map(_on_host, shapes["opt_state"])
+        return shapes
 
     def with_shardings(self, shapes):
         """Shapes -> the same with the shardings that the rules give them."""
@@ -154,6 +157,11 @@ def build(config, *, training=False, evaluation=False, devices=None, open_source
         run.train_shape = shapes[0]
         _add_training(run)
     return run
+
+
+def _on_host(shape):
+    """A shape with its sharding, in the host's memory; counters stay on the device."""
+    return shape.update(sharding=shape.sharding.with_memory_kind(sharding.HOST)) if shape.ndim else shape
 
 
 def _check(config):
