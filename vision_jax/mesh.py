@@ -191,3 +191,21 @@ def placing(place):
 def placement():
     """The function given to `placing`, or None."""
     return _placement.get()
+
+
+_gradients = contextvars.ContextVar("gradients", default=None)
+
+
+@contextlib.contextmanager
+def gradients_in(dtype):
+    """While in force, layers make their parameters' gradients, which are then summed over devices, in `dtype`."""
+    token = _gradients.set(dtype)
+    try:
+        yield
+    finally:
+        _gradients.reset(token)
+
+
+def gradient_dtype():
+    """What was given to `gradients_in`, or None: that of the computation."""
+    return _gradients.get()

@@ -54,6 +54,24 @@ def test_the_figures_are_those_of_the_config():
     assert report.largest[0]["bytes"] == max(c["bytes"] for c in report.largest)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("axis", ["data", "fsdp"])
+def test_gradients_are_summed_in_the_dtype_that_is_asked(axis):
+    received = {}
+    for asked in ("", "float32"):
+        fields = {
+            "mesh.data": 1,
+            "mesh.fsdp": 1,
+            "dtype": "bfloat16",
+            "model.embed_dim": 256,
+            "optim.gradient_dtype": asked,
+        }
+        run = compile_only.build_for(config(fields={**FIELDS, **fields, f"mesh.{axis}": -1}), "v5e:2x2")
+        moved = compile_only.measure(run).moved
+        received[asked] = sum(moved.get(kind, (0, 0))[1] for kind in ("all-reduce", "reduce-scatter"))
+    assert received["float32"] == pytest.approx(2 * received[""], rel=0.1)
+
+
 @pytest.mark.heavy
 def test_between_slices_go_gradients_alone():
     ops = "('normalize(mean=(0.3,), std=(0.38,))', 'mix(mixup=0.2)')"
@@ -176,6 +194,7 @@ def _report(run, total):
         ("v9:2x2", {}, ["--compile_only", "'v9:2x2'", "v5e:4x4"]),
         ("nonsense", {}, ["--compile_only", "'nonsense'", "v5e:4x4"]),
         ("v5e:2x2", {"mesh.fsdp": 3}, ["mesh", "4 devices"]),
+        ("v5e:2x2", {"optim.gradient_dtype": "bf16"}, ["config.optim.gradient_dtype 'bf16'", "'bfloat16'"]),
         ("v5e:2x2", {"data.batch_size": 30}, ["data.batch_size=30", "28 and 32"]),
         ("v5e:2x2", {"eval.batch_size": 30}, ["eval.batch_size=30", "28 and 32"]),
     ],

@@ -7,6 +7,7 @@ from flax import nnx
 from vision_jax.functional import tap
 from vision_jax.layers.drop import dropout
 from vision_jax.layers.linear import Linear
+from vision_jax.layers.weighing import shift, weigh
 from vision_jax.parameters import param, trunc_normal, zeros
 
 
@@ -42,10 +43,10 @@ class QKV(nnx.Module):
     def project(self, x, i):
         """One of them alone: 0 for queries, 1 for keys, 2 for values."""
         # One product over heads and channels together: the result then lies in memory as kernels read it.
-        kernel = self.kernel[:, i].astype(self.dtype)
-        y = x.astype(self.dtype) @ kernel.reshape(len(kernel), -1)
+        kernel = self.kernel[:, i]
+        y = weigh(jnp.matmul, x, kernel.reshape(len(kernel), -1), self.dtype)
         if self.bias is not None and i in self.biased:
-            y = y + self.bias[self.biased.index(i)].astype(self.dtype).reshape(-1)
+            y = shift(y, self.bias[self.biased.index(i)].reshape(-1))
         return y.reshape(*x.shape[:-1], *kernel.shape[1:])
 
 
@@ -105,9 +106,9 @@ class WideQKV(nnx.Module):
         self.bias = param((num_heads, width), zeros)
 
     def __call__(self, x):
-        kernel = self.kernel[...].astype(self.dtype)
-        y = x.astype(self.dtype) @ kernel.reshape(len(kernel), -1)
-        y = y.reshape(*x.shape[:-1], *kernel.shape[1:]) + self.bias[...].astype(self.dtype)
+        kernel = self.kernel[...]
+        y = weigh(jnp.matmul, x, kernel.reshape(len(kernel), -1), self.dtype)
+        y = shift(y.reshape(*x.shape[:-1], *kernel.shape[1:]), self.bias[...])
         return jnp.split(y, [self.key_dim, 2 * self.key_dim], axis=-1)
 
 

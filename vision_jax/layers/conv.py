@@ -1,10 +1,13 @@
 """Convolution over the spatial axes of a channels-last map."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from vision_jax.layers.grouped_conv import conv, grouped_conv
+from vision_jax.layers.weighing import shift, weigh
 from vision_jax.mesh import over_mesh, split_axes
 from vision_jax.parameters import param, trunc_normal, zeros
 
@@ -52,18 +55,19 @@ class Conv(nnx.Module):
         self.bias = param((dout,), bias_init, fans) if bias else None
 
     def __call__(self, x):
-        x, kernel = x.astype(self.dtype), self.filters()
         if self.groups == 1:
-            y = conv(x, kernel, self.stride, self.padding, self.dilation)
+            how = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+            y = weigh(functools.partial(conv, **how), x, self.filters(), self.dtype)
         else:
+            x, kernel = x.astype(self.dtype), self.filters().astype(self.dtype)
             maps, kernels = (("batch", None, None, "channels"), (None, None, None, "channels"))
             sizes = {"batch": [x.shape[0]], "channels": [self.groups]} if self.split else {"batch": [x.shape[0]]}
             y = over_mesh(self._grouped, (x, kernel), (maps, kernels), maps, split_axes(sizes))
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        return y if self.bias is None else shift(y, self.bias[...])
 
     def filters(self):
         """The kernel as it is applied."""
-        return self.kernel[...].astype(self.dtype)
+        return self.kernel[...]
 
     def _grouped(self, x, kernel):
         padding = self.padding

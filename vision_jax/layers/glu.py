@@ -10,6 +10,7 @@ from flax import nnx
 
 from vision_jax.layers.drop import dropout
 from vision_jax.layers.linear import Linear
+from vision_jax.layers.weighing import shift, weigh
 from vision_jax.parameters import Normal, ones, param, zeros
 
 
@@ -49,8 +50,8 @@ class GLU(nnx.Module):
         self.bias = param((2, hidden), bias_init, fans)
 
     def __call__(self, x):
-        x, kernel, bias = x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
-        return [x @ kernel[:, i] + bias[i] for i in range(2)]
+        kernel, bias = self.kernel[...], self.bias[...]
+        return [shift(weigh(jnp.matmul, x, kernel[:, i], self.dtype), bias[i]) for i in range(2)]
 
 
 class GatedMlp(nnx.Module):

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
+from vision_jax.layers.weighing import shift, weigh
 from vision_jax.parameters import param, trunc_normal, zeros
 
 
@@ -22,8 +23,8 @@ class Linear(nnx.Module):
         self.bias = param((dout,), bias_init, (din, dout)) if bias else None
 
     def __call__(self, x):
-        y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        y = weigh(jnp.matmul, x, self.kernel[...], self.dtype)
+        return y if self.bias is None else shift(y, self.bias[...])
 
 
 class PointwiseConv(Linear):

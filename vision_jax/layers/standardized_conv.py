@@ -26,4 +26,4 @@ class StandardizedConv(Conv):
         kernel = kernel - kernel.mean((0, 1, 2))
         count = kernel[..., 0].size - self.unbiased
         variance = jnp.square(kernel).sum((0, 1, 2)) / count
-        return (kernel * jax.lax.rsqrt(variance + self.standard_epsilon)).astype(self.dtype)
+        return kernel * jax.lax.rsqrt(variance + self.standard_epsilon)

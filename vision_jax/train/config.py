@@ -70,6 +70,7 @@ def default_config():
         "no_decay": NO_DECAY,  # patterns of names without weight decay: biases, norms, tables
         "freeze": (),  # patterns of names that are not trained
         "moments_dtype": "float32",
+        "gradient_dtype": "",  # in which gradients are made and summed over devices; "": that of the computation
         "offload": False,  # the optimiser's state lies in the host's memory between steps: for want of the device's
         "options": {},  # of the optimiser: b1=0.9, momentum=0.9, ...
     }

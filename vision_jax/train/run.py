@@ -97,6 +97,7 @@ class Run:
         fn = step.make_train_step(
             self.static, self.task, self.optimizer, self.train_ops[1], self.mesh, self.rules,
             seed=c.seed, accumulate=c.optim.accumulate, ema_decay=c.ema, freeze=c.optim.freeze,
+            gradient_dtype=DTYPES.get(c.optim.gradient_dtype),
         )  # fmt: skip
         return jax.jit(fn, donate_argnums=0, out_shardings=(places, sharding.replicated(self.mesh)))
 
@@ -179,6 +180,8 @@ def _check(config):
     for field in ("seed", "data.workers", "optim.device_batch"):
         if (value := operator.attrgetter(field)(config)) < 0:
             raise InputError(f"config.{field}={value} is negative")
+    if config.optim.gradient_dtype not in ("", *DTYPES):
+        raise unknown("config.optim.gradient_dtype", config.optim.gradient_dtype, ("", *DTYPES))
     if config.data.on_error not in ON_ERROR:
         raise unknown("data.on_error", config.data.on_error, ON_ERROR)
     if not 0 <= config.ema < 1:
@@ -285,9 +288,8 @@ def _add_training(run):
         warmup=run.steps(s.warmup, "optim.schedule.warmup"), cooldown=run.steps(s.cooldown, "optim.schedule.cooldown"),
     )  # fmt: skip
     groups = run.model.layer_groups()
-    fields = {
-        key: value for key, value in c.optim.items() if key not in ("lr", "schedule", "accumulate", "device_batch")
-    }
+    others = ("lr", "schedule", "accumulate", "device_batch", "gradient_dtype")  # not the optimiser's own
+    fields = {key: value for key, value in c.optim.items() if key not in others}
     run.optimizer = optim.make_optimizer(
         fields, run.static.shapes["params"], schedule=run.schedule,
         layer_of=functools.partial(registry.layer_group, groups), num_layers=1 + max(group for _, group in groups),

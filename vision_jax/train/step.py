@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vision_jax.mesh import BATCH, constrain, placing
+from vision_jax.mesh import BATCH, constrain, gradients_in, placing
 from vision_jax.parallel import sharding
 from vision_jax.train.ema import ema_update
 from vision_jax.train.optim import frozen_mask
@@ -42,7 +42,8 @@ def initial_state(variables, optimizer, average):
 
 
 def make_train_step(
-    static, task, optimizer, device_ops, mesh, rules, *, seed, accumulate=1, ema_decay=0.0, freeze=()
+    static, task, optimizer, device_ops, mesh, rules, *, seed, accumulate=1, ema_decay=0.0, freeze=(),
+    gradient_dtype=None,
 ):  # fmt: skip
     """The function (state, batch, frozen) -> (state, metrics), to be jitted with a donated state.
 
@@ -56,6 +57,7 @@ def make_train_step(
       accumulate: microbatches; gradients are averaged over them, batch statistics pass from one to the next.
       ema_decay: decay of the average of the model, 0 for none.
       freeze: patterns of parameters that the optimiser leaves alone: their gradients are not computed.
+      gradient_dtype: in which gradients are made and summed over devices, or None: that of the computation.
 
     Metrics are the task's scalars, "grad_norm", and "finite", bool for each parameter in the tree's order:
     of its gradient and its new value. Where the batch says "replaced" or "stop" of its examples, so do they.
@@ -63,7 +65,11 @@ def make_train_step(
 
     def loss_of(params, others, frozen, batch, key):
         params = without_gradient(freeze, params)
-        with placing(lambda name, layer: sharding.gather(layer, mesh, rules, prefix=name)):
+
+        def place(name, layer):
+            return sharding.gather(layer, mesh, rules, prefix=name)
+
+        with placing(place), gradients_in(gradient_dtype):
             variables = {"params": sharding.gather(params, mesh, rules), **others}
             return task.train_loss(static, variables, frozen, batch, key)
 
