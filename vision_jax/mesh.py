@@ -95,8 +95,40 @@ def constrain(x, *spec):
 
 
 def constrain_batch(x):
-    """Activations [B, ...]: the batch over (data, fsdp), everything else whole."""
-    return constrain(x, BATCH)
+    """Activations [B, ...]: the batch over (data, fsdp), everything else whole; but see `splitting_tokens`."""
+    return split_tokens(x) if _splits(x) else constrain(x, BATCH)
+
+
+def split_tokens(x):
+    """Tokens [B, N, C]: N over the tensor axis where `splitting_tokens` is in force, else x as it is."""
+    if not _splits(x):
+        return x
+    _tokens.get().append(x.shape)
+    batch = fit((BATCH,), x.shape, jax.sharding.get_abstract_mesh())[0]
+    return jax.lax.with_sharding_constraint(x, P(batch, TENSOR, None))  # padded, where tensor does not divide N
+
+
+_tokens = contextvars.ContextVar("tokens", default=None)
+
+
+def _splits(x):
+    mesh = jax.sharding.get_abstract_mesh()
+    return _tokens.get() is not None and x.ndim == 3 and TENSOR in mesh.axis_names and not mesh.manual_axes
+
+
+@contextlib.contextmanager
+def splitting_tokens():
+    """While in force, tokens [B, N, C] are split over the tensor axis between attention and MLPs, along N.
+
+    There they are whole, and heads and hidden features split (sequence parallelism: Korthikanti et al., 2022,
+    arXiv:2205.05198): what is kept for the gradient shrinks by the size of the axis. Gives the list of the shapes that
+    have been split.
+    """
+    token = _tokens.set([])
+    try:
+        yield _tokens.get()
+    finally:
+        _tokens.reset(token)
 
 
 def split_axes(sizes):

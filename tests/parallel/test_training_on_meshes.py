@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import tiny
+from vision_jax.errors import InputError
 from vision_jax.functional import init, split
 from vision_jax.mesh import make_mesh
 from vision_jax.parallel import sharding
@@ -28,14 +29,15 @@ MODELS = {
 SIZES = {"vit": 8, "scanned vit": 8, "resnet": 32}
 
 
-def _compiled(name, mesh, **fields):
+def _compiled(name, mesh, options=(), **fields):
     """The jitted step as training runs it, and the shapes of its state with their shardings."""
     static, _ = split(MODELS[name](**fields))
     optimizer = optax.adamw(1e-3)
     task = Classification(tuple("abcde"), label_smoothing=0.1)
     fn = step.make_train_step(
-        static, task, optimizer, lambda key, batch: batch, mesh, sharding.RULES, seed=0, accumulate=2, ema_decay=0.99
-    )
+        static, task, optimizer, lambda key, batch: batch, mesh, sharding.RULES, seed=0, accumulate=2, ema_decay=0.99,
+        **dict(options),
+    )  # fmt: skip
 
     def draw(key):
         return step.initial_state(init(static, key), optimizer, average=True)
@@ -45,8 +47,8 @@ def _compiled(name, mesh, **fields):
     return jax.jit(fn, donate_argnums=0, out_shardings=(places, None)), draw, shapes, places
 
 
-def _train(name, mesh):
-    run, draw, _, places = _compiled(name, mesh)
+def _train(name, mesh, **options):
+    run, draw, _, places = _compiled(name, mesh, options)
     losses = []
     with jax.set_mesh(mesh):
         state = jax.jit(draw, out_shardings=places)(jax.random.key(0))
@@ -64,16 +66,43 @@ def _on_one_device(name):
     return _train(name, make_mesh(data=1, devices=jax.devices()[:1]))
 
 
+SPLIT = '[{"data", "fsdp"}, {"tensor"}, {}]'  # of tokens, in a lowered program
+TOKENS = {"shard_tokens": True}  # seventeen, which four devices do not divide
+
+
 @pytest.mark.heavy
-@pytest.mark.parametrize("name", ["vit", "resnet"])
-@pytest.mark.parametrize("sizes", [{"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2}])
-def test_twenty_steps_on_eight_devices(name, sizes):
+@pytest.mark.parametrize(
+    ("name", "sizes", "options"),
+    [
+        ("vit", {"data": 2, "fsdp": 4}, {}),
+        ("vit", {"data": 2, "fsdp": 2, "tensor": 2}, {}),
+        ("vit", {"data": 1, "fsdp": 2, "tensor": 4}, TOKENS),
+        ("resnet", {"data": 2, "fsdp": 4}, {}),
+        ("resnet", {"data": 2, "fsdp": 2, "tensor": 2}, {}),
+    ],
+)
+def test_twenty_steps_on_eight_devices(name, sizes, options):
     expected, average = _on_one_device(name)
-    losses, on_mesh = _train(name, make_mesh(**sizes))
+    losses, on_mesh = _train(name, make_mesh(**sizes), **options)
     assert abs(np.diff(expected)).min() > 1e-4  # something is learnt, and every step is another
     np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-5)
     for leaf, value in tiny.by_name(on_mesh).items():
         np.testing.assert_allclose(value, tiny.by_name(average)[leaf], rtol=0, atol=1e-4, err_msg=leaf)
+
+
+def test_tokens_are_split_between_layers():
+    mesh = make_mesh(data=1, fsdp=2, tensor=4)
+    images = {"image": jax.ShapeDtypeStruct((B, 8, 8, 3), jnp.float32), "label": jax.ShapeDtypeStruct((B,), jnp.int32)}
+    run, _, shapes, _ = _compiled("vit", mesh, TOKENS)
+    with jax.set_mesh(mesh):
+        text = run.lower(shapes, images, {}).as_text()
+        assert text.count(SPLIT) >= 4  # after each of two layers of two blocks
+        plain = _compiled("vit", mesh)[0].lower(shapes, images, {}).as_text()
+        assert plain.count(SPLIT) == 0
+        run, _, shapes, _ = _compiled("resnet", mesh, TOKENS)
+        images["image"] = jax.ShapeDtypeStruct((B, 32, 32, 3), jnp.float32)
+        with pytest.raises(InputError, match="shard_tokens=True: ResNet has no blocks of tokens"):
+            run.lower(shapes, images, {})
 
 
 @pytest.fixture
@@ -98,7 +127,8 @@ def rematerialisations(capfd):
 @pytest.mark.parametrize("sizes", [{"data": 2, "fsdp": 4}, {"data": 1, "fsdp": 2, "tensor": 4}])
 def test_nothing_is_gathered_involuntarily(rematerialisations, name, sizes):
     mesh = make_mesh(**sizes)
-    run, _, shapes, places = _compiled(name, mesh, **({} if name == "resnet" else {"num_heads": 4}))
+    options = {} if name == "resnet" or mesh.shape["tensor"] == 1 else TOKENS
+    run, _, shapes, places = _compiled(name, mesh, options, **({} if name == "resnet" else {"num_heads": 4}))
     state = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
     rows = sharding.batch_sharding(mesh)
     images = jax.ShapeDtypeStruct((B, SIZES[name], SIZES[name], 3), jnp.float32, sharding=rows)

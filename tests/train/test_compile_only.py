@@ -194,6 +194,7 @@ def _report(run, total):
         ("v9:2x2", {}, ["--compile_only", "'v9:2x2'", "v5e:4x4"]),
         ("nonsense", {}, ["--compile_only", "'nonsense'", "v5e:4x4"]),
         ("v5e:2x2", {"mesh.fsdp": 3}, ["mesh", "4 devices"]),
+        ("v5e:2x2", {"shard_tokens": True}, ["config.shard_tokens=True", "--config.mesh.tensor=2 or more"]),
         ("v5e:2x2", {"optim.gradient_dtype": "bf16"}, ["config.optim.gradient_dtype 'bf16'", "'bfloat16'"]),
         ("v5e:2x2", {"data.batch_size": 30}, ["data.batch_size=30", "28 and 32"]),
         ("v5e:2x2", {"eval.batch_size": 30}, ["eval.batch_size=30", "28 and 32"]),

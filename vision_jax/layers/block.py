@@ -6,7 +6,7 @@ from vision_jax.functional import tap
 from vision_jax.layers.drop import drop_path
 from vision_jax.layers.norm import normalise
 from vision_jax.layers.scale import LayerScale
-from vision_jax.mesh import constrain_batch
+from vision_jax.mesh import constrain_batch, split_tokens
 
 
 class Block(nnx.Module):
@@ -48,7 +48,7 @@ class Block(nnx.Module):
         else:
             y = self.attn(normalise(self.norm1, x, train), train, *context)
         y = tap(self, "attn", y)
-        x = (self.rs1(x) if self.rs1 else x) + drop_path(self.ls1(y) if self.ls1 else y, train)
+        x = split_tokens((self.rs1(x) if self.rs1 else x) + drop_path(self.ls1(y) if self.ls1 else y, train))
         x = self.cpe2(x) if self.cpe2 else x
         y = self.norm2(self.mlp(x, train)) if self.norm_last else self.mlp(normalise(self.norm2, x, train), train)
         y = tap(self, "mlp", y)

@@ -77,6 +77,7 @@ def default_config():
     c.ema = 0.0  # decay of the average of the parameters; 0: none. With one, it is what is evaluated
 
     c.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
+    c.shard_tokens = False  # between the layers of plain ViTs, tokens are split over the tensor axis: large images
     c.sharding_rules = ()  # (pattern, placement) pairs before the default ones: vision_jax/parallel/sharding.py
 
     c.checkpoint = {

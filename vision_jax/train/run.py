@@ -21,7 +21,7 @@ from vision_jax.data.decode import ImageError
 from vision_jax.data.pipeline import ON_ERROR, REPLACEMENTS
 from vision_jax.errors import InputError, unknown
 from vision_jax.functional import Static, apply, init, split
-from vision_jax.mesh import BATCH, make_mesh
+from vision_jax.mesh import BATCH, TENSOR, make_mesh
 from vision_jax.parallel import sharding
 from vision_jax.tasks import make_task
 from vision_jax.train import optim, schedules, step
@@ -97,7 +97,7 @@ class Run:
         fn = step.make_train_step(
             self.static, self.task, self.optimizer, self.train_ops[1], self.mesh, self.rules,
             seed=c.seed, accumulate=c.optim.accumulate, ema_decay=c.ema, freeze=c.optim.freeze,
-            gradient_dtype=DTYPES.get(c.optim.gradient_dtype),
+            gradient_dtype=DTYPES.get(c.optim.gradient_dtype), shard_tokens=c.shard_tokens,
         )  # fmt: skip
         return jax.jit(fn, donate_argnums=0, out_shardings=(places, sharding.replicated(self.mesh)))
 
@@ -126,6 +126,8 @@ def build(config, *, training=False, evaluation=False, devices=None, open_source
     config = with_teacher(config) if training or not config.task.get("teacher") else config
     mesh = make_mesh(**config.mesh, devices=devices)
     rules = (*config.sharding_rules, *sharding.RULES)
+    if config.shard_tokens and mesh.shape[TENSOR] == 1:
+        raise InputError("config.shard_tokens=True splits tokens over the tensor axis: --config.mesh.tensor=2 or more")
     eval_host, eval_device = split_ops(config.eval.ops)
     train_source, train_ops, eval_source = None, (), None
     if training:

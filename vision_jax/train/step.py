@@ -4,11 +4,14 @@ The state is a dict: "step", "data_position" (batches consumed), the model's col
 "opt_state", and "ema" where an average of the model is kept. Whatever is random is drawn from (seed, step).
 """
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import optax
 
-from vision_jax.mesh import BATCH, constrain, gradients_in, placing
+from vision_jax.errors import InputError
+from vision_jax.mesh import BATCH, constrain, gradients_in, placing, splitting_tokens
 from vision_jax.parallel import sharding
 from vision_jax.train.ema import ema_update
 from vision_jax.train.optim import frozen_mask
@@ -43,7 +46,7 @@ def initial_state(variables, optimizer, average):
 
 def make_train_step(
     static, task, optimizer, device_ops, mesh, rules, *, seed, accumulate=1, ema_decay=0.0, freeze=(),
-    gradient_dtype=None,
+    gradient_dtype=None, shard_tokens=False,
 ):  # fmt: skip
     """The function (state, batch, frozen) -> (state, metrics), to be jitted with a donated state.
 
@@ -58,6 +61,7 @@ def make_train_step(
       ema_decay: decay of the average of the model, 0 for none.
       freeze: patterns of parameters that the optimiser leaves alone: their gradients are not computed.
       gradient_dtype: in which gradients are made and summed over devices, or None: that of the computation.
+      shard_tokens: whether tokens are split over the tensor axis between the layers; see `mesh.splitting_tokens`.
 
     Metrics are the task's scalars, "grad_norm", and "finite", bool for each parameter in the tree's order:
     of its gradient and its new value. Where the batch says "replaced" or "stop" of its examples, so do they.
@@ -69,9 +73,13 @@ def make_train_step(
         def place(name, layer):
             return sharding.gather(layer, mesh, rules, prefix=name)
 
-        with placing(place), gradients_in(gradient_dtype):
+        split = splitting_tokens() if shard_tokens else contextlib.nullcontext((None,))
+        with placing(place), gradients_in(gradient_dtype), split as shapes:
             variables = {"params": sharding.gather(params, mesh, rules), **others}
-            return task.train_loss(static, variables, frozen, batch, key)
+            out = task.train_loss(static, variables, frozen, batch, key)
+        if not shapes:
+            raise InputError(f"config.shard_tokens=True: {static.name} has no blocks of tokens [B, N, C], as ViTs have")
+        return out
 
     def gradients(params, others, frozen, batch, key):
         (_, (others, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(params, others, frozen, batch, key)
