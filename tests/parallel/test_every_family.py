@@ -69,6 +69,8 @@ NEAR = (
     "edgenext",
     "tiny_vit",
     "repvit",
+    "mobilevit",
+    "mobilevitv2",
     "cait",
     "xcit",
     "nest",
