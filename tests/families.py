@@ -226,6 +226,18 @@ OTHERS = {
         ),
     ),
     "mobilevitv2": ("mobilevitv2_050", MOBILEVIT),
+    "coat": (
+        "coat_tiny",
+        dict(
+            img_size=32,
+            depths=(1, 0, 0),
+            embed_dims=(16, 32, 32),
+            mlp_ratios=(2, 2, 2),
+            parallel_depth=1,
+            windows=((3, 2), (1, 2)),
+            num_classes=8,
+        ),
+    ),
     "focalnet": ("focalnet_tiny_srf", dict(img_size=32, embed_dim=16, depths=(1, 1), num_classes=8)),
     "gfnet": ("gfnet_ti", dict(img_size=16, patch_size=4, depths=(1,), embed_dims=(32,), num_classes=8)),
     "mambaout": ("mambaout_femto", TWO),

@@ -71,6 +71,7 @@ NEAR = (
     "repvit",
     "mobilevit",
     "mobilevitv2",
+    "coat",
     "cait",
     "xcit",
     "nest",
