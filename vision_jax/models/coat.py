@@ -97,7 +97,7 @@ class TokenPosition(ConditionalPosition):
 
 
 class ConvRelativePosition(nnx.Module):
-    """q * convolutions of v: how far a value lies decides its weight (section 3.2, equation 5).
+    """q * convolutions of v: how far a value lies decides its weight (the paper's convolutional relative positions).
 
     Queries and values of a class token and a map, [B, 1+N, heads, d] each -> the same; 0 for the token.
 
@@ -121,7 +121,7 @@ class ConvRelativePosition(nnx.Module):
 
 
 class FactorisedAttention(nnx.Module):
-    """q (softmax(k)^T v) / sqrt(d) and relative positions, [B, 1+N, C] -> [B, 1+N, C] (section 3.1, equation 3).
+    """q (softmax(k)^T v) / sqrt(d) and relative positions, [B, 1+N, C] -> [B, 1+N, C] (the paper's FactorAtt).
 
     The softmax is over the tokens. Called with the `ConvRelativePosition` that a stage's blocks share.
     """
@@ -139,14 +139,14 @@ class FactorisedAttention(nnx.Module):
 
 
 class SerialBlock(Block):
-    """Positions, attention, MLP: [B, 1+N, C] -> the same (figure 2); all blocks of a stage share their positions."""
+    """Positions, attention, MLP: [B, 1+N, C] -> the same; all blocks of a stage share their positions."""
 
     def __call__(self, x, train, cpe, crpe):
         return super().__call__(cpe(x), train, crpe)
 
 
 class ParallelBlock(nnx.Module):
-    """Blocks of several scales side by side: a list of tokens [B, 1+N, C] -> the same (figure 3, interpolation).
+    """Blocks of several scales side by side: a list of tokens [B, 1+N, C] -> the same.
 
     What each attention gives is added to all scales, its map interpolated. The scales share their MLP.
 
