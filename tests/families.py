@@ -20,6 +20,7 @@ PVT = dict(TWO, num_heads=(4, 8), sr_ratios=(2, 1), mlp_ratios=(2, 2))
 MIXERS = dict(TWO, res_scale_init=(None, 1.0))
 VIT = dict(img_size=8, patch_size=4, embed_dim=32, depth=1, num_heads=4, num_classes=8)
 SWIN = dict(img_size=(20, 36), window_size=4, embed_dim=32, depths=(2,), num_heads=(4,), num_classes=8)
+MOBILEVIT = dict(TWO, embed_dims=(16, 32), stem_dim=8, transformer_depths=(0, 1), transformer_dims=(0, 32))
 
 ATTENTION = {
     "vit": ("vit_tiny_patch16_224", VIT),
@@ -153,6 +154,7 @@ ATTENTION = {
         "hiera_tiny_224",
         dict(img_size=32, embed_dim=32, num_heads=4, depths=(1, 1), local=(True, False), mlp_ratio=2.0, num_classes=8),
     ),
+    "mobilevit": ("mobilevit_xxs", MOBILEVIT),
     "caformer": ("caformer_s18", dict(MIXERS, embed_dims=(32, 128), mixers=("conv", "attention"))),
 }
 SEPARABLE, MBCONV = (Blocks("separable", 1, 3, 1, 1, 16, 0.25),), (Blocks("mbconv", 1, 3, 2, 2, 16, 0.5),)
@@ -223,6 +225,19 @@ OTHERS = {
             positions=(False, True),
         ),
     ),
+    "mobilevitv2": ("mobilevitv2_050", MOBILEVIT),
+    "coat": (
+        "coat_tiny",
+        dict(
+            img_size=32,
+            depths=(1, 0, 0),
+            embed_dims=(16, 32, 32),
+            mlp_ratios=(2, 2, 2),
+            parallel_depth=1,
+            windows=((3, 2), (1, 2)),
+            num_classes=8,
+        ),
+    ),
     "focalnet": ("focalnet_tiny_srf", dict(img_size=32, embed_dim=16, depths=(1, 1), num_classes=8)),
     "gfnet": ("gfnet_ti", dict(img_size=16, patch_size=4, depths=(1,), embed_dims=(32,), num_classes=8)),
     "mambaout": ("mambaout_femto", TWO),
@@ -256,7 +271,19 @@ def all_but_zero(name, names):
     # what is added to all of the last map, whose mean such heads normalise
     addends = [n for n in names if re.search(r"blocks\..*mlp\.fc2\.bn\.bias$", n) and "head.head.bn.bias" in names]
     before_norm = name.endswith(".conv.bias") and f"{name[:-9]}bn.scale" in names
-    return patches or stem or name in sorted(addends)[-1:] or re.search(ALL_BUT_ZERO, name) or before_norm
+    # MobileViT: what its transformer adds to all of the map; and in MobileViTv2, whose first convolution is depthwise,
+    # what scales and offsets the map before it, but for the borders
+    mobile = {"stages.1.1.norm.bias"} if "stages.1.1.conv_kxk.conv.kernel" in names else set()
+    if mobile and "stages.1.1.conv_fusion.conv.kernel" not in names:
+        mobile |= {"stages.1.0.conv3_1x1.bn.scale", "stages.1.0.conv3_1x1.bn.bias"}
+    return (
+        patches
+        or stem
+        or name in mobile
+        or name in sorted(addends)[-1:]
+        or re.search(ALL_BUT_ZERO, name)
+        or before_norm
+    )
 
 
 # Activations of which each device gathers all heads. GC ViT: queries that all windows share come from no projection,

@@ -47,9 +47,11 @@ def logits_of(model, images):
 
 def fill(model, case):
     """Gives every leaf its value; before the first evaluation, at which some references cache what they derive."""
+    filled = set()  # what modules share keeps its first name's
     with torch.no_grad():
         for name, leaf in model.state_dict().items():
-            if leaf.is_floating_point() and not golden.STATISTICS.search(name):
+            if leaf.is_floating_point() and not golden.STATISTICS.search(name) and leaf.data_ptr() not in filled:
+                filled.add(leaf.data_ptr())
                 leaf.copy_(torch.from_numpy(golden.fill(name, tuple(leaf.shape), case.gain)))
     return model
 

@@ -109,6 +109,20 @@ def test_torch_ignore_passes_derived_buffers(monkeypatch):
     vj.load_weights(vit(), arrays)
 
 
+def test_what_the_reference_holds_under_several_names():
+    fields = dict(img_size=32, depths=(2, 1, 1), embed_dims=(8, 16, 16), mlp_ratios=(1, 1, 1), parallel_depth=1)
+    model = random(vj.create_model("coat_tiny", **fields))
+    arrays = vj.state_dict(model)
+    for name, other in (
+        ("cpe1.proj.bias", "serial_blocks1.1.cpe.proj.bias"),
+        ("crpe3.conv_list.2.weight", "serial_blocks3.0.factoratt_crpe.crpe.conv_list.2.weight"),
+        ("crpe3.conv_list.2.weight", "parallel_blocks.0.factoratt_crpe3.crpe.conv_list.2.weight"),
+        ("parallel_blocks.0.mlp2.fc1.weight", "parallel_blocks.0.mlp3.fc1.weight"),
+    ):
+        np.testing.assert_array_equal(arrays[name], arrays[other], err_msg=other)
+    assert_equal(vj.load_weights(vj.create_model("coat_tiny", abstract=True, **fields), arrays), model)
+
+
 @pytest.mark.parametrize(("make", "classifier"), [(vit, "head."), (resnet, "fc.")])
 @pytest.mark.parametrize("names", ["timm", "ours"])
 def test_other_number_of_classes(make, classifier, names):

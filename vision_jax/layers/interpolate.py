@@ -23,9 +23,12 @@ def bicubic_antialiased(x, size):
     return jnp.einsum("yh,xw,bhwc->byxc", rows, columns, x)
 
 
-def bilinear(x, size):
-    """Bilinear interpolation of a map, [B, H, W, C] -> [B, *size, C]: torch's, as above but of two pixels an axis."""
-    return _interpolated(x, size, _bilinear_taps)
+def bilinear(x, size, align_corners=False):
+    """Bilinear interpolation of a map, [B, H, W, C] -> [B, *size, C]: torch's, as above but of two pixels an axis.
+
+    `align_corners`: the corners' pixels, not the pixels' outer borders, lie on each other.
+    """
+    return _interpolated(x, size, functools.partial(_bilinear_taps, align_corners=align_corners))
 
 
 def _interpolated(x, size, taps_of):
@@ -59,8 +62,9 @@ def _antialiased_weights(n, out):
 
 
 @functools.cache
-def _bilinear_taps(n, out):
+def _bilinear_taps(n, out, align_corners):
     """(pixels, weights), [2, out] each."""
-    centre = np.maximum((np.arange(out) + 0.5) * n / out - 0.5, 0)
+    steps = np.arange(out)
+    centre = steps * (n - 1) / max(out - 1, 1) if align_corners else np.maximum((steps + 0.5) * n / out - 0.5, 0)
     pixels = np.floor(centre) + np.arange(2)[:, None]
     return np.minimum(pixels, n - 1).astype(np.int32), 1 - np.abs(centre - pixels)

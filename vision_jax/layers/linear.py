@@ -29,3 +29,7 @@ class Linear(nnx.Module):
 
 class PointwiseConv(Linear):
     """A 1x1 convolution in the reference, a matrix product here; weight files hold it with two axes more."""
+
+
+class PointwiseConv1d(Linear):
+    """The same of sequences: weight files hold it with one axis more."""

@@ -14,25 +14,23 @@ from typing import NamedTuple
 import jax
 from flax import nnx
 
-from vision_jax.functional import tap
 from vision_jax.layers.bilinear_attention import BilinearAttention
+from vision_jax.layers.bottleneck import Bottleneck
 from vision_jax.layers.channels import round_channels
 from vision_jax.layers.conv import pair
 from vision_jax.layers.conv_norm import ConvNorm
-from vision_jax.layers.drop import drop_path, linear_rates
+from vision_jax.layers.drop import linear_rates
 from vision_jax.layers.efficient_channel_attention import EfficientChannelAttention
 from vision_jax.layers.global_attention import GlobalAttention
 from vision_jax.layers.halo_attention import HaloAttention
 from vision_jax.layers.head import PooledHead
 from vision_jax.layers.lambda_layer import LambdaLayer
 from vision_jax.layers.linear import Linear
-from vision_jax.layers.norm import BatchNorm
-from vision_jax.layers.pooling import avg_pool, max_pool
+from vision_jax.layers.pooling import max_pool
 from vision_jax.layers.squeeze_excite import SqueezeExcite
 from vision_jax.layers.stack import Stack
-from vision_jax.mesh import constrain_batch
 from vision_jax.models.base import FeatureInfo, Model, ModelConfig, block_groups, numbered
-from vision_jax.parameters import Normal, kaiming_normal, ones, zeros
+from vision_jax.parameters import Normal, kaiming_normal, zeros
 from vision_jax.registry import INCEPTION_MEAN, INCEPTION_STD, check, register
 
 ACTIVATIONS = {"relu": jax.nn.relu, "silu": jax.nn.silu}
@@ -140,48 +138,6 @@ class Stem(nnx.Module):
         return maps[-2:]
 
 
-class Residual(nnx.Module):
-    """A 1x1 convolution, a 3x3 or self-attention, a 1x1, beside a shortcut: [B, H, W, din] -> [B, H/r, W/r, dout].
-
-    Args:
-      c: the network's configuration.
-      din, dout, hidden: channels in, out and between.
-      stride: of the middle layer; `pool`: in place of one in self-attention, windows that its result is averaged over.
-      group_width: channels of a group of the 3x3 convolution; 0 for no groups.
-      mixer: `(dim) -> module`, the self-attention, or None.
-    """
-
-    def __init__(self, c, din, dout, hidden, *, stride, pool, group_width, mixer):
-        conv = functools.partial(ConvNorm, init=kaiming_normal, dtype=c.dtype)
-        self.act, changes = ACTIVATIONS[c.act], stride > 1 or din != dout
-        self.adds, self.ends_linear = not (changes and c.inverted), c.inverted
-        self.shortcut = conv(din, dout, stride=stride) if changes and self.adds else None
-        self.conv1_1x1 = conv(din, hidden, act=self.act)
-        self.mixes, self.pool = mixer is not None, pool
-        if mixer:
-            self.self_attn, self.post_attn = mixer(hidden), BatchNorm(hidden, dtype=c.dtype)
-        else:
-            groups = hidden // group_width if group_width else 1
-            self.conv2_kxk = conv(hidden, hidden, 3, stride=stride, groups=groups, act=self.act)
-            self.attn = _inner_attention(c, hidden)
-        self.conv3_1x1 = conv(hidden, dout, scale_init=zeros if self.adds else ones)
-
-    def __call__(self, x, train=None):
-        y = self.conv1_1x1(x, train)
-        if self.mixes:
-            y = self.self_attn(y, train)
-            y = avg_pool(y, self.pool, stride=self.pool) if self.pool > 1 else y
-            y = self.act(self.post_attn(y, train))
-        else:
-            y = self.conv2_kxk(y, train)
-            if self.attn:
-                y = self.attn(y, train) if isinstance(self.attn, BilinearAttention) else self.attn(y)
-        y = drop_path(self.conv3_1x1(y, train), train)
-        if self.adds:
-            y = y + (self.shortcut(x, train) if self.shortcut else x)
-        return tap(self, "output", constrain_batch(y if self.ends_linear else self.act(y)))
-
-
 def _inner_attention(c, dim):
     if c.inner_attention == "se":
         squeezed = round_channels(dim * c.se_ratio, limit=0)
@@ -222,14 +178,15 @@ class HaloNet(Model):
         """Block `index` of stage i, which starts from a map of `dim` channels at a `reduction`."""
         c, stride = self.config, 1 if index else row.stride
         din, reduction = (row.dim, reduction * row.stride) if index else (dim, reduction)
-        mixer, pool = None, 1
+        hidden, mixer, pool = round_channels((din if c.inverted else row.dim) * row.ratio), None, 1
         if index in row.attend:
             strides = row.mixer.kind == "halo" and row.mixer.window_size % stride == 0
             pool = 1 if strides else stride
-            mixer = functools.partial(self._mixer, f"stages[{i}]", row.mixer, reduction, stride, pool)
-        hidden = round_channels((din if c.inverted else row.dim) * row.ratio)
-        return Residual(
-            c, din, row.dim, hidden, stride=stride, pool=pool, group_width=row.group_width, mixer=mixer
+            mixer = self._mixer(f"stages[{i}]", row.mixer, reduction, stride, pool, hidden)
+        return Bottleneck(
+            din, row.dim, hidden, stride=stride, pool=pool, groups=hidden // row.group_width if row.group_width else 1,
+            act=ACTIVATIONS[c.act], attn=None if mixer else _inner_attention(c, hidden), mixer=mixer,
+            inverted=c.inverted, dtype=c.dtype,
         )  # fmt: skip
 
     def _mixer(self, name, mixer, reduction, stride, pool, dim):

@@ -31,6 +31,8 @@ _HEADS = r"\b(q?kvo?|infuse\.v)"  # projections stored [C, parts, heads, head_di
 RULES = (
     # between the convolutions of a ResNet, which every device computes whole: so is its attention
     (r"\bself_attn\.q?kv\.kernel$", "fsdp"),
+    # CoaT convolves the values of several heads at a time, in shares that no device's heads are
+    (r"\b(serial|parallel)_blocks\d?\.\w+\.attn\d?\.(qkv|proj)\.", "fsdp"),
     (rf"{_HEADS}\.(kernel|bias)$", "tensor:-2"),
     (r"\battn(_pool)?\.q\.(kernel|bias)$", "heads:-1"),  # [C, heads * head_dim]
     (r"\b(attn(_pool)?|gather|infuse)\.proj\.kernel$", "heads:-2"),

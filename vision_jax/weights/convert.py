@@ -7,6 +7,7 @@ the reference ("blocks.0.norm1.weight"):
     linen_names = {"big_vision": ((r"^head\\.", "head/"), ...)}              # layouts of Flax Linen
     torch_ignore = (r"relative_position_index$",)                           # derived buffers in torch files: not read
     def torch_buffers(self): ...                    # {name: array} of those that such a file must hold, for writing it
+    def torch_aliases(self): ...                    # {prefix: prefixes of names that hold the same}, for writing them
 
 Each dialect is a row of (pattern, replacement) for `re.sub`, applied in turn. A tuple of replacements stands where the
 reference keeps one of our tensors as several (query, key, value); a name that stands twice in it holds two of them
@@ -171,6 +172,9 @@ def state_dict(model, names="timm"):
         # copies: a view of a buffer that jax owns must not leave here
         out.update(zip(entry.names, (np.array(a, order="C") for a in given), strict=True))
         out.update(entry.beside)
-    if names in getattr(model, "torch_names", {}) and hasattr(model, "torch_buffers"):
-        out.update(model.torch_buffers())
+    if names in getattr(model, "torch_names", {}):
+        out.update(getattr(model, "torch_buffers", dict)())
+        for prefix, others in getattr(model, "torch_aliases", dict)().items():
+            held = {name.removeprefix(prefix): array for name, array in out.items() if name.startswith(prefix)}
+            out.update({other + rest: array for other in others for rest, array in held.items()})
     return out

@@ -19,7 +19,7 @@ from vision_jax.layers.efficient_channel_attention import EfficientChannelAttent
 from vision_jax.layers.glu import GLU
 from vision_jax.layers.group_norm import GroupNorm
 from vision_jax.layers.lambda_layer import LocalLambdas
-from vision_jax.layers.linear import Linear, PointwiseConv
+from vision_jax.layers.linear import Linear, PointwiseConv, PointwiseConv1d
 from vision_jax.layers.norm import BatchNorm, LayerNorm
 from vision_jax.layers.norm_act import EvoNorm, FilterResponseNorm
 from vision_jax.layers.position_map import PositionMap
@@ -73,6 +73,7 @@ def _projections(parts):
 TORCH = {
     Linear: {"kernel": Rule("weight", lambda a, _: a.T, lambda a, _: a.T)},
     PointwiseConv: {"kernel": Rule("weight", lambda a, _: a.T[:, :, None, None], lambda a, _: a[:, :, 0, 0].T)},
+    PointwiseConv1d: {"kernel": Rule("weight", lambda a, _: a.T[:, :, None], lambda a, _: a[:, :, 0].T)},
     Conv: {"kernel": Rule("weight", lambda a, _: a.transpose(3, 2, 0, 1), lambda a, _: a.transpose(2, 3, 1, 0))},
     LayerNorm: {"scale": Rule("weight")},
     RMSNorm: {"scale": Rule("weight")},
