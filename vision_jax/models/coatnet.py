@@ -146,6 +146,7 @@ _COAT = dict(_RW, pre_act=True, conv_bias=False, se_act="relu")
 _EARLY = dict(_COAT, se_first=True, shortcut_bias=False)
 _SILU = dict(_COAT, se_act="silu")
 _MLP = dict(position="mlp")
+_MLP_384 = dict(_MLP, position_hidden=384)
 _SCALED = dict(_SILU, layer_scale_init=1e-6)
 _NEXT = dict(conv="convnext", expand_output=False, conv_scale_init=1e-5, normal_init=True)
 _PICO, _NANO, _ZERO, _ONE = (2, 3, 5, 2), (3, 4, 6, 3), (2, 3, 7, 2), (2, 6, 14, 2)
@@ -153,13 +154,15 @@ _12K = {"sw_in12k_ft_in1k": {}, "sw_in12k": dict(num_classes=11821)}
 _1K = ("sw_in1k",)
 
 
-def _coatnet(name, depths, width, stem, params, gmacs, tags=("",), *, convs=None, preprocessing=None, **fields):
-    fields = dict(img_size=224, embed_dims=tuple(width * 2**i for i in range(4))) | fields
-    config = CoAtNetConfig(depths=depths, conv_depths=convs or (*depths[:2], 0, 0), stem_dims=stem, **fields)
-    how = dict(mean=INCEPTION_MEAN, std=INCEPTION_STD, crop_pct=0.95) | (preprocessing or {})
+def _coatnet(
+    name, depths, width, stem, params, gmacs, tags=("",), *, size=224, convs=None, crop_pct=0.95, crop_mode="center",
+    mean=INCEPTION_MEAN, std=INCEPTION_STD, **fields,
+):  # fmt: skip
+    dims = {"embed_dims": tuple(width * 2**i for i in range(4)), "conv_depths": convs or (*depths[:2], 0, 0)}
     register(
-        f"{name}_{config.img_size}", CoAtNet, config,
-        params=params, gmacs=gmacs, paper="2106.04803", licence="apache-2.0", tags=tags, **how,
+        f"{name}_{size}", CoAtNet, CoAtNetConfig(img_size=size, depths=depths, stem_dims=stem, **dims | fields),
+        params=params, gmacs=gmacs, paper="2106.04803", licence="apache-2.0", tags=tags,
+        crop_pct=crop_pct, crop_mode=crop_mode, mean=mean, std=std,
     )  # fmt: skip
 
 
@@ -174,39 +177,27 @@ _paper("coatnet_3", _ONE, 192, 192, 166_966_264, 36.56)
 _paper("coatnet_4", (2, 12, 28, 2), 192, 192, 275_425_288, 62.48)
 _paper("coatnet_5", (2, 12, 28, 2), 256, 192, 687_472_008, 145.49, embed_dims=(256, 512, 1280, 2048))
 
-_9 = dict(crop_pct=0.9)
 _coatnet("coatnet_pico_rw", _PICO, 64, (32, 64), 10_851_364, 2.05, **_RW)
-_coatnet(
-    "coatnet_nano_rw", _NANO, 64, (32, 64), 15_141_244, 2.41, _1K, preprocessing=_9, shrink_first=True, **_RW
-)  # fmt: skip
+_coatnet("coatnet_nano_rw", _NANO, 64, (32, 64), 15_141_244, 2.41, _1K, crop_pct=0.9, shrink_first=True, **_RW)
 _coatnet("coatnet_0_rw", _ZERO, 96, (32, 64), 27_435_562, 4.43, _1K, shrink_first=True, **_EARLY)
 _coatnet("coatnet_1_rw", _ONE, 96, (32, 64), 41_721_502, 8.04, _1K, **_EARLY)
 _coatnet("coatnet_2_rw", _ONE, 128, (64, 128), 73_868_400, 15.09, _12K, **_SILU)
+_coatnet("coatnet_3_rw", _ONE, 192, (96, 192), 181_805_305, 33.44, ("sw_in12k",), num_classes=11821, **_SCALED)
 _coatnet(
-    "coatnet_3_rw", _ONE, 192, (96, 192), 181_805_305, 33.44, ("sw_in12k",), num_classes=11821, **_SCALED
+    "coatnet_bn_0_rw", _ZERO, 96, (32, 64), 27_435_562, 4.67, _1K, mean=IMAGENET_MEAN, std=IMAGENET_STD,
+    batch_norm=True, **_EARLY,
 )  # fmt: skip
-_coatnet(
-    "coatnet_bn_0_rw", _ZERO, 96, (32, 64), 27_435_562, 4.67, _1K,
-    preprocessing=dict(mean=IMAGENET_MEAN, std=IMAGENET_STD), batch_norm=True, **_EARLY,
-)  # fmt: skip
-_coatnet(
-    "coatnet_rmlp_nano_rw", _NANO, 64, (32, 64), 15_145_116, 2.62, _1K, preprocessing=_9, position_hidden=384, **_MLP,
-    **_RW,
-)  # fmt: skip
+_coatnet("coatnet_rmlp_nano_rw", _NANO, 64, (32, 64), 15_145_116, 2.62, _1K, crop_pct=0.9, **_MLP_384, **_RW)
 _coatnet("coatnet_rmlp_0_rw", _ZERO, 96, (32, 64), 27_446_074, 4.72, **_MLP, **_COAT)
 _coatnet(
-    "coatnet_rmlp_1_rw", _ONE, 96, (32, 64), 41_691_982, 7.85, _1K, pool="max", shrink_first=True, position_hidden=384,
-    **_MLP, **_EARLY,
+    "coatnet_rmlp_1_rw", _ONE, 96, (32, 64), 41_691_982, 7.85, _1K, pool="max", shrink_first=True, **_MLP_384, **_EARLY
 )  # fmt: skip
 _coatnet("coatnet_rmlp_1_rw2", _ONE, 96, (32, 64), 41_724_622, 8.11, _12K, **_MLP, **_COAT)
+_coatnet("coatnet_rmlp_2_rw", _ONE, 128, (64, 128), 73_881_264, 15.18, {**_12K, "sw_in1k": {}}, **_MLP, **_SCALED)
 _coatnet(
-    "coatnet_rmlp_2_rw", _ONE, 128, (64, 128), 73_881_264, 15.18, {"sw_in12k_ft_in1k": {}, "sw_in1k": {}, **_12K},
-    **_MLP, **_SCALED,
-)  # fmt: skip
-_coatnet(
-    "coatnet_rmlp_2_rw", _ONE, 128, (64, 128), 73_881_264, 47.69, ("sw_in12k_ft_in1k",), img_size=384,
-    preprocessing=dict(crop_pct=1.0, crop_mode="squash"), **_MLP, **_SCALED,
+    "coatnet_rmlp_2_rw", _ONE, 128, (64, 128), 73_881_264, 47.69, ("sw_in12k_ft_in1k",), size=384, crop_pct=1.0,
+    crop_mode="squash", **_MLP, **_SCALED,
 )  # fmt: skip
 _coatnet("coatnet_rmlp_3_rw", _ONE, 192, (96, 192), 165_152_788, 33.56, **_MLP, **_SCALED)
 _coatnet("coatnet_nano_cc", _NANO, 64, (32, 64), 13_757_328, 2.24, convs=(3, 4, 1, 1), shrink_first=True, **_COAT)
-_coatnet("coatnext_nano_rw", _NANO, 64, (32, 64), 14_701_244, 2.47, _1K, preprocessing=_9, **_NEXT)
+_coatnet("coatnext_nano_rw", _NANO, 64, (32, 64), 14_701_244, 2.47, _1K, crop_pct=0.9, **_NEXT)
