@@ -21,6 +21,7 @@ MIXERS = dict(TWO, res_scale_init=(None, 1.0))
 VIT = dict(img_size=8, patch_size=4, embed_dim=32, depth=1, num_heads=4, num_classes=8)
 SWIN = dict(img_size=(20, 36), window_size=4, embed_dim=32, depths=(2,), num_heads=(4,), num_classes=8)
 MOBILEVIT = dict(TWO, embed_dims=(16, 32), stem_dim=8, transformer_depths=(0, 1), transformer_dims=(0, 32))
+MAXVIT = dict(img_size=32, depths=(1,), embed_dims=(32,), stem_dims=(8, 8), head_dim=8, num_classes=8)
 
 ATTENTION = {
     "vit": ("vit_tiny_patch16_224", VIT),
@@ -28,18 +29,11 @@ ATTENTION = {
     "swin": ("swin_tiny_patch4_window7_224", SWIN),
     "swin, scanned": ("swin_tiny_patch4_window7_224", dict(SWIN, depths=(3,), scan_blocks=True)),
     "swin_v2": ("swinv2_tiny_window8_256", SWIN),
-    "maxvit": (
-        "maxvit_tiny_tf_224",
-        dict(
-            img_size=32,
-            depths=(1,),
-            embed_dims=(32,),
-            stem_dims=(8, 8),
-            head_dim=8,
-            window_size=4,
-            head_hidden=None,
-            num_classes=8,
-        ),
+    "maxvit": ("maxvit_tiny_tf_224", dict(MAXVIT, window_size=4, head_hidden=None)),
+    "maxvit, parallel": ("maxvit_tiny_pm_256", dict(MAXVIT, window_size=4)),
+    "coatnet": (
+        "coatnet_0_224",
+        dict(MAXVIT, depths=(1, 1), conv_depths=(1, 0), embed_dims=(16, 32), head_hidden=None),
     ),
     "pvt": ("pvt_tiny", PVT),
     "pvt_v2": ("pvt_v2_b0", PVT),

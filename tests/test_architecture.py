@@ -37,7 +37,7 @@ KERNELS_MAY = {"jax", "jaxlib", "numpy"} | sys.stdlib_module_names
 MAX_LINES = {"vision_jax/models": 400, "vision_jax/layers": 250, "configs": 120}
 MAX_LINES_ELSEWHERE = 500
 
-
+SHARED = (["base"], ["conv_attention"], ["inverted_residuals"])  # parts of models, no families
 REVISES = {"vitamin": "vit", "beit": "vit", "eva": "vit"}  # models that change a part of another family's
 
 
@@ -105,7 +105,7 @@ def _same_family(module, target):
     family, other = module[2:3], target[2:3]
     # swin_v2 changes what swin is
     revises = bool(family and other) and (family[0].startswith(f"{other[0]}_v") or REVISES.get(family[0]) == other[0])
-    return other in (["base"], ["inverted_residuals"]) or (bool(family) and other == family) or revises
+    return other in SHARED or (bool(family) and other == family) or revises
 
 
 def checkpoint_calls(path, source):

@@ -1,4 +1,4 @@
-"""MaxViT against timm, live: another resolution, where windows and their tables change."""
+"""MaxViT and CoAtNet against timm, live: another resolution, where windows and their tables change."""
 
 import numpy as np
 import pytest
@@ -7,10 +7,11 @@ import golden
 import vision_jax as vj
 
 pytestmark = pytest.mark.parity
+NAMES = ["maxvit_tiny_tf_224", "maxvit_nano_rw_256", "maxvit_rmlp_pico_rw_256", "coatnet_pico_rw_224"]
 
 
 @pytest.mark.parametrize("size", [192, (96, 160)])
-@pytest.mark.parametrize("name", ["maxvit_tiny_tf_224", "maxvit_nano_rw_256", "maxvit_rmlp_pico_rw_256"])
+@pytest.mark.parametrize("name", NAMES)
 def test_another_resolution_equals_timm(reference, name, size):
     timm, torch = reference("timm"), reference("torch")
     resized = reference("timm.models.maxxvit").checkpoint_filter_fn

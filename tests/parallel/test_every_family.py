@@ -49,6 +49,8 @@ def tiers(keys, default):
 
 NEAR = (
     "vit, pooled by attention",
+    "maxvit, parallel",
+    "coatnet",
     "swin, scanned",
     "swin_v2",
     "pvt",

@@ -64,6 +64,10 @@ class ConvQKV(QKV):
     """The same; weight files of the reference hold a 1x1 convolution."""
 
 
+class HeadsFirstConvQKV(ConvQKV):
+    """The same; weight files hold a 1x1 convolution to each head's query, key and value together."""
+
+
 class KV(QKV):
     """Keys and values, where the queries come from other tokens: [..., C] -> two [..., heads, head_dim]."""
 

@@ -17,6 +17,8 @@ class Block(nnx.Module):
 
     Args:
       dim: channels.
+      din: channels in, where they are others; `shortcut`: the module that makes `dim` of them for the first branch to
+        be added to, on the map that the token mixer gives.
       attn: the token mixer, called as mixer(x, train, *context).
       mlp: the channel mixer, called as mlp(x, train).
       norm: `(dim) -> module`.
@@ -29,12 +31,12 @@ class Block(nnx.Module):
     """
 
     def __init__(
-        self, dim, *, attn, mlp, norm, norm_last=False, layer_scale=None, scale=LayerScale, res_scale=None,
-        positions=(None, None), dtype,
+        self, dim, *, din=None, shortcut=None, attn, mlp, norm, norm_last=False, layer_scale=None, scale=LayerScale,
+        res_scale=None, positions=(None, None), dtype,
     ):  # fmt: skip
-        self.norm_last = norm_last
+        self.norm_last, self.shortcut = norm_last, shortcut
         self.cpe1, self.cpe2 = positions
-        self.norm1, self.attn = norm(dim), attn
+        self.norm1, self.attn = norm(din or dim), attn
         self.norm2, self.mlp = norm(dim), mlp
         self.ls1, self.ls2, self.rs1, self.rs2 = (
             None if init is None else scale(dim, init, dtype=dtype)
@@ -48,6 +50,7 @@ class Block(nnx.Module):
         else:
             y = self.attn(normalise(self.norm1, x, train), train, *context)
         y = tap(self, "attn", y)
+        x = self.shortcut(x) if self.shortcut else x
         x = split_tokens((self.rs1(x) if self.rs1 else x) + drop_path(self.ls1(y) if self.ls1 else y, train))
         x = self.cpe2(x) if self.cpe2 else x
         y = self.norm2(self.mlp(x, train)) if self.norm_last else self.mlp(normalise(self.norm2, x, train), train)

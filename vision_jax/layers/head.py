@@ -6,6 +6,7 @@ from flax import nnx
 from vision_jax.layers.drop import dropout
 from vision_jax.layers.linear import Linear
 from vision_jax.layers.mlp import gelu
+from vision_jax.layers.norm import normalise
 
 
 class Hidden(nnx.Module):
@@ -46,8 +47,7 @@ class PooledHead(nnx.Module):
         self.fc = classifier(hidden or dim, num_classes, dtype=dtype) if num_classes else None
 
     def __call__(self, x, train=None):
-        x = x.mean((1, 2))
-        x = self.norm(x) if self.norm else x
+        x = normalise(self.norm, x.mean((1, 2)), train)
         x = self.pre_logits(x) if self.pre_logits else x
         x = dropout(x, self.drop, train)
         return self.fc(x) if self.fc else x

@@ -15,6 +15,8 @@ from vision_jax.layers.position import distance_index, relative_index
 from vision_jax.layers.resample import resample_relative_bias
 from vision_jax.parameters import Normal, param, trunc_normal, xavier_uniform, zeros
 
+NEAR_ZERO = Normal(1e-6)
+
 
 def relative_bias(table, window_size):
     """A table of relative positions [(2h-1) (2w-1), heads] -> a bias for each query and key, [heads, N, N]."""
@@ -132,12 +134,16 @@ class RelativeBiasMlp(nnx.Module):
       window_size: (h, w) of the window, in tokens.
       hidden: hidden channels.
       drop: their dropout.
+      init, bias_init: initialisers of both maps.
       dtype: dtype of the computation.
     """
 
-    def __init__(self, num_heads, window_size, *, hidden=512, drop=0.0, dtype=jnp.float32):
+    def __init__(
+        self, num_heads, window_size, *, hidden=512, drop=0.0, init=xavier_uniform, bias_init=NEAR_ZERO,
+        dtype=jnp.float32,
+    ):  # fmt: skip
         self.window_size = window_size
-        self.mlp = OffsetMlp(hidden, num_heads, drop=drop, dtype=dtype)
+        self.mlp = OffsetMlp(hidden, num_heads, drop=drop, init=init, bias_init=bias_init, dtype=dtype)
 
     def __call__(self, train=None):
         return relative_bias(self.mlp(log_offsets(*self.window_size), train), self.window_size)
@@ -146,9 +152,9 @@ class RelativeBiasMlp(nnx.Module):
 class OffsetMlp(nnx.Module):
     """Offsets [M, 2] -> [M, heads]."""
 
-    def __init__(self, hidden, num_heads, *, drop, dtype):
-        self.drop, kw = drop, dict(init=xavier_uniform, bias_init=Normal(1e-6), dtype=dtype)
-        self.fc1, self.fc2 = Linear(2, hidden, **kw), Linear(hidden, num_heads, **kw)
+    def __init__(self, hidden, num_heads, *, drop, **linear):
+        self.drop = drop
+        self.fc1, self.fc2 = Linear(2, hidden, **linear), Linear(hidden, num_heads, **linear)
 
     def __call__(self, offsets, train=None):
         return self.fc2(dropout(jax.nn.relu(self.fc1(jnp.asarray(offsets))), self.drop, train))

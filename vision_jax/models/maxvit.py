@@ -5,66 +5,47 @@ windows of a map, and attention over a grid of tokens spread evenly over it, so 
 cost. Official repository: google-research/maxvit; compared here with timm's, to which its weights were ported.
 
 The `_tf_` variants are the paper's: as in the released code, TensorFlow's padding, the tanh GELU and a hidden layer
-before the classifier. The `_rw_` variants are timm's own, with SiLU, symmetric padding and narrower expansions (of
-a block's input, not its output); `_rmlp_` says that a small network makes the relative position bias.
+before the classifier. The others are timm's own. `_rw_`: SiLU, symmetric padding and narrower expansions (of a block's
+input, not its output); `_rmlp_`: a small network makes the relative position bias; `_pm_`: windows and grid side by
+side. MaxxViT has ConvNeXt's block for MBConv, and its second version attends over the grid alone.
 """
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vision_jax.kernels import window_attention
 from vision_jax.layers.attention import QKV, HeadsFirstQKV
 from vision_jax.layers.block import Block
-from vision_jax.layers.conv import Conv, pair
-from vision_jax.layers.drop import linear_rates
-from vision_jax.layers.head import PooledHead
+from vision_jax.layers.conv import pair
 from vision_jax.layers.linear import Linear
-from vision_jax.layers.mbconv import PreNormMBConv
-from vision_jax.layers.mlp import Mlp, gelu
-from vision_jax.layers.norm import BatchNorm, LayerNorm
-from vision_jax.layers.relative_bias import RelativeBias, RelativeBiasMap, RelativeBiasMlp
-from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Model, ModelConfig, check_stages, stage_groups
-from vision_jax.parameters import Normal, kaiming_normal, torch_default, xavier_uniform
+from vision_jax.layers.mlp import Mlp, gelu, gelu_tanh
+from vision_jax.models.conv_attention import ConvAttention, ConvAttentionConfig, RelativeAttention, conv_block
 from vision_jax.registry import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, INCEPTION_STD, check, register
 
-POSITIONS = {"map": RelativeBiasMap, "table": RelativeBias, "mlp": RelativeBiasMlp}
+AXES = ("both", "grid", "parallel")
 
 
 @dataclasses.dataclass(frozen=True)
-class MaxViTConfig(ModelConfig):
-    """A MaxViT.
+class MaxViTConfig(ConvAttentionConfig):
+    """A MaxViT; see `ConvAttentionConfig` too.
 
     `window_size` (P, and G of the grid) is a 32nd of the image if None; `tf` chooses the released code's paddings,
-    activations and epsilons; `position`: "map" or "table", learned for each offset, or "mlp", a network of the offset
-    with dropout at `position_drop_rate` in its hidden layer. `expand_output`: MBConv's inner channels are four times
-    its output's, else its input's; `se_ratio` is the squeezed channels' share of the output's, else of the inner ones'.
+    activations and epsilons. `axes`: "both" for windows and then the grid; "grid" for it alone; "parallel" for both at
+    once with half the channels each, after two convolutions.
     """
 
-    depths: tuple = (2, 2, 5, 2)
-    embed_dims: tuple = (64, 128, 256, 512)
-    stem_dims: tuple = (64, 64)
-    head_dim: int = 32
-    head_hidden: int | None = None
     window_size: int | tuple | None = None
     tf: bool = True
-    expand_output: bool = True
-    se_ratio: float = 0.25
     position: str = "map"
-    position_drop_rate: float = 0.125
-    layer_scale_init: float | None = None
+    axes: str = "both"
 
     def __post_init__(self):
-        check_stages(self, "embed_dims")
-        check(self.position in POSITIONS, f"position={self.position!r}: one of {', '.join(map(repr, POSITIONS))}")
-        for dim in self.embed_dims:
-            check(
-                dim % self.head_dim == 0, f"embed_dims={self.embed_dims} must be multiples of head_dim={self.head_dim}"
-            )
+        super().__post_init__()
+        check(self.axes in AXES, f"axes={self.axes!r}: one of {', '.join(map(repr, AXES))}")
         for size, window in zip(pair(self.img_size), self.window, strict=True):
             maps = [-(-size // 2 ** (i + 2)) for i in range(len(self.depths))]
             check(
@@ -79,125 +60,75 @@ class MaxViTConfig(ModelConfig):
         return pair(self.window_size) if self.window_size else tuple(size // 32 for size in pair(self.img_size))
 
     @property
-    def act(self):
-        """The convolutions' activation."""
-        return gelu_tanh if self.tf else jax.nn.silu
+    def conv_act(self):
+        """The activation of the stem and of the convolutions' blocks."""
+        return gelu_tanh if self.tf else jax.nn.silu if self.conv == "mbconv" else gelu
 
 
-gelu_tanh = functools.partial(jax.nn.gelu, approximate=True)
+def convolution(c, din, dim, stride):
+    """MBConv or ConvNeXt's block, [B, H, W, din] -> [B, H/stride, W/stride, dim]."""
+    how = dict(epsilon=1e-3 if c.tf else 1e-5, padding="same" if c.tf else None, bias=c.tf)
+    return conv_block(c, din, dim, stride, init=c.conv_init, **how)
 
 
-class PartitionAttention(nnx.Module):
-    """Self-attention inside windows or over the grid, with relative position bias: [B, H, W, C] -> [B, H, W, C].
+def attention(c, dim, dout, *, grid):
+    """Attention in windows or over the grid, [B, H, W, dim] -> [B, H, W, dout]."""
+    qkv = QKV if c.tf else HeadsFirstQKV
+    return RelativeAttention(c, dim, dim, dout, window_size=c.window, grid=grid, qkv=qkv)
 
-    Section 3.2: windows of P x P neighbouring tokens, or of G x G tokens H/G and W/G apart.
-    """
 
-    def __init__(self, c, dim, *, grid):
-        self.window_size, self.grid = c.window, grid
-        heads, kw = dim // c.head_dim, dict(init=xavier_uniform, dtype=c.dtype)
-        self.qkv = (QKV if c.tf else HeadsFirstQKV)(dim, heads, c.head_dim, **kw)
-        network = dict(drop=c.position_drop_rate, dtype=c.dtype) if c.position == "mlp" else {}
-        self.rel_pos = POSITIONS[c.position](heads, c.window, **network)
-        self.proj = Linear(dim, dim, **kw)
-
-    def __call__(self, x, train=None):
-        q, k, v = self.qkv(x)
-        apart = [n // w if self.grid else 1 for n, w in zip(x.shape[1:3], self.window_size, strict=True)]
-        out = window_attention(q, k, v, window_size=self.window_size, dilation=apart, bias=self.rel_pos(train))
-        return self.proj(out.reshape(x.shape))
+def transformer(c, dim, attn):
+    """Attention and an MLP, [B, H, W, dim] -> the same."""
+    linear = functools.partial(Linear, **c.mlp_init)
+    mlp = Mlp(dim, 4 * dim, act=gelu_tanh if c.tf else gelu, linear=linear, dtype=c.dtype)
+    return Block(dim, attn=attn, mlp=mlp, norm=c.norm, layer_scale=c.layer_scale_init, dtype=c.dtype)
 
 
 class MaxViTBlock(nnx.Module):
     """Convolution, window attention, grid attention: [B, H, W, din] -> [B, H/stride, W/stride, dim] (figure 2)."""
 
     def __init__(self, c, din, dim, stride):
-        hidden = 4 * (dim if c.expand_output else din)
-        self.conv = PreNormMBConv(
-            din, dim, hidden=hidden, squeezed=int(c.se_ratio * (dim if c.expand_output else hidden)), stride=stride,
-            act=c.act, epsilon=1e-3 if c.tf else 1e-5, padding="same" if c.tf else None, bias=c.tf, dtype=c.dtype,
-        )  # fmt: skip
-        norm = functools.partial(LayerNorm, epsilon=1e-5 if c.tf else 1e-6, dtype=c.dtype)
-        linear = functools.partial(Linear, init=xavier_uniform, bias_init=Normal(1e-6))
-
-        def block(grid):
-            attn = PartitionAttention(c, dim, grid=grid)
-            mlp = Mlp(dim, 4 * dim, act=gelu_tanh if c.tf else gelu, linear=linear, dtype=c.dtype)
-            return Block(dim, attn=attn, mlp=mlp, norm=norm, layer_scale=c.layer_scale_init, dtype=c.dtype)
-
-        self.attn_block, self.attn_grid = block(grid=False), block(grid=True)
+        self.conv = convolution(c, din, dim, stride)
+        self.attn_block = transformer(c, dim, attention(c, dim, dim, grid=False)) if c.axes == "both" else None
+        self.attn_grid = transformer(c, dim, attention(c, dim, dim, grid=True))
 
     def __call__(self, x, train=None):
-        return self.attn_grid(self.attn_block(self.conv(x, train), train), train)
+        x = self.conv(x, train)
+        x = self.attn_block(x, train) if self.attn_block else x
+        return self.attn_grid(x, train)
 
 
-class Stem(nnx.Module):
-    """Two 3x3 convolutions, [B, H, W, C] -> [B, H/2, W/2, dim]."""
+class ParallelAttention(nnx.Module):
+    """Window attention and grid attention side by side, half the channels from each: [B, H, W, C] -> [B, H, W, C]."""
 
-    def __init__(self, c):
-        kw = dict(bias=c.tf, init=kaiming_normal, dtype=c.dtype)
-        self.act = c.act
-        self.conv1 = Conv(c.in_chans, c.stem_dims[0], 3, stride=2, padding="same" if c.tf else None, **kw)
-        self.norm1 = BatchNorm(c.stem_dims[0], epsilon=1e-3 if c.tf else 1e-5, dtype=c.dtype)
-        self.conv2 = Conv(*c.stem_dims, 3, **kw)
+    def __init__(self, c, dim):
+        self.attn_block, self.attn_grid = (attention(c, dim, dim // 2, grid=grid) for grid in (False, True))
 
     def __call__(self, x, train=None):
-        return self.conv2(self.act(self.norm1(self.conv1(x), train)))
+        return jnp.concatenate([self.attn_block(x, train), self.attn_grid(x, train)], axis=-1)
 
 
-class Stage(nnx.Module):
-    """Blocks, the first of which halves the map; it is unlike the others, so they are not scanned."""
+class ParallelMaxViTBlock(nnx.Module):
+    """Two convolutions, attention both ways at once: [B, H, W, din] -> [B, H/stride, W/stride, dim] (timm's own)."""
 
-    def __init__(self, c, din, dim, rates):
-        self.blocks = Stack(lambda i: MaxViTBlock(c, dim if i else din, dim, 1 if i else 2), rates, remat=c.remat)
+    def __init__(self, c, din, dim, stride):
+        self.conv = nnx.List([convolution(c, din, dim, stride), convolution(c, dim, dim, 1)])
+        self.attn = transformer(c, dim, ParallelAttention(c, dim))
 
     def __call__(self, x, train=None):
-        return self.blocks(x, train)
+        for conv in self.conv:
+            x = conv(x, train)
+        return self.attn(x, train)
 
 
-class MaxViT(Model):
+class MaxViT(ConvAttention):
     """Images [B, H, W, C] -> logits [B, num_classes]."""
 
-    classifier = ("head.fc",)
-    # what is added to every key adds one number to all scores of a query, and so does the offsets' last bias
-    inert = (r"attn\.qkv\.bias\[1\]$", r"rel_pos\.mlp\.fc2\.bias$")
+    torch_names: ClassVar = {"timm": ((r"\.attn\.attn\.attn_", ".attn.attn_"),)}
 
     def __init__(self, config):
-        c = self.config = config
-        self.stem = Stem(c)
-        rates, dims = linear_rates(c.drop_path_rate, c.depths), (c.stem_dims[-1], *c.embed_dims)
-        self.stages = nnx.List([Stage(c, dims[i], dims[i + 1], rates[i]) for i in range(len(c.depths))])
-        norm = functools.partial(LayerNorm, epsilon=1e-5 if c.tf else 1e-6, dtype=c.dtype)
-        linear = functools.partial(Linear, init=torch_default, bias_init=torch_default)
-        self.norm = None if c.head_hidden else norm(dims[-1])
-        self.head = PooledHead(
-            dims[-1], c.num_classes, norm=norm if c.head_hidden else None, hidden=c.head_hidden, act=jnp.tanh,
-            drop=c.drop_rate, linear=linear, classifier=linear, dtype=c.dtype,
-        )  # fmt: skip
-        stages = (FeatureInfo(f"stages.{i}", dim, 4 * 2**i) for i, dim in enumerate(c.embed_dims))
-        self.feature_info = (FeatureInfo("stem", c.stem_dims[-1], 2), *stages)
-
-    def forward_features(self, images, train=None, pyramid=False, out_indices=None):
-        """Images [B, H, W, C] -> map [B, H/32, W/32, C].
-
-        pyramid=True gives the maps in `out_indices` instead, not normalised: after the stem and after each stage.
-        """
-        x = self.stem(images, train)
-        maps = [x]
-        for stage in self.stages:
-            x = stage(x, train)
-            maps.append(x)
-        if pyramid:
-            return [maps[i] for i in self.indices(out_indices)]
-        return self.norm(x) if self.norm else x
-
-    def forward_head(self, x, train=None):
-        """Map [B, H, W, C] -> logits [B, num_classes], or pooled features [B, C] without a classifier."""
-        return self.head(x, train)
-
-    def layer_groups(self):
-        """(pattern, group) for layer-wise decay: the stem, each stage, the head."""
-        return stage_groups(self, r"^stem\.")
+        c, kind = config, ParallelMaxViTBlock if config.axes == "parallel" else MaxViTBlock
+        super().__init__(c, lambda i, j, din: kind(c, din, c.embed_dims[i], 1 if j else 2))
 
 
 _SMALL, _LARGE = (2, 2, 5, 2), (2, 6, 14, 2)
@@ -206,12 +137,13 @@ _IMAGENET = {"in1k": dict(mean=IMAGENET_MEAN, std=IMAGENET_STD)}
 _PRETRAINED = {"in21k": dict(num_classes=21843)}
 
 
-def _maxvit(name, size, depths, width, params, gmacs, tags, *, crop_pct=None, **fields):
+def _maxvit(name, size, depths, width, params, gmacs, tags, *, family="maxvit", crop_pct=None, **fields):
     register(
-        f"maxvit_{name}_{size}", MaxViT,
+        f"{family}_{name}_{size}", MaxViT,
         MaxViTConfig(img_size=size, depths=depths, embed_dims=tuple(width * 2**i for i in range(4)), **fields),
         params=params, gmacs=gmacs, paper="2204.01697", licence="apache-2.0", tags=tags,
         mean=INCEPTION_MEAN, std=INCEPTION_STD, crop_pct=crop_pct or (0.95 if size < 384 else 1.0),
+        crop_mode="center" if size < 384 else "squash",
     )  # fmt: skip
 
 
@@ -239,15 +171,32 @@ _paper("xlarge", 512, _LARGE, 192, 475_769_296, 534.14, ("in21k_ft_in1k",), stem
 _RW = dict(tf=False, expand_output=False, se_ratio=1 / 16, position="table")
 _RMLP = dict(_RW, position="mlp")
 _BASE = dict(_RMLP, stem_dims=(32, 64), head_hidden=768)
+_SCALED = dict(_RMLP, stem_dims=(32, 64), layer_scale_init=1e-6)
+_NANO = (1, 2, 3, 1)
 _12K = {"sw_in12k_ft_in1k": {}, "sw_in12k": dict(num_classes=11821)}
-_maxvit("nano_rw", 256, (1, 2, 3, 1), 64, 15_451_148, 4.46, ("sw_in1k",), stem_dims=(32, 64), **_RW)
+_maxvit("pico_rw", 256, _SMALL, 32, 7_457_996, 1.83, ("",), stem_dims=(24, 32), **_RW)
+_maxvit("nano_rw", 256, _NANO, 64, 15_451_148, 4.46, ("sw_in1k",), stem_dims=(32, 64), **_RW)
 _maxvit("tiny_rw", 224, _SMALL, 64, 29_057_312, 5.11, ("sw_in1k",), stem_dims=(32, 64), **_RW)
+_maxvit("tiny_rw", 256, _SMALL, 64, 29_066_720, 6.74, ("",), stem_dims=(32, 64), **_RW)
+_maxvit("tiny_pm", 256, _SMALL, 64, 30_089_344, 6.61, ("",), stem_dims=(32, 64), axes="parallel", **_RW)
 _maxvit("rmlp_pico_rw", 256, _SMALL, 32, 7_515_980, 1.85, ("sw_in1k",), stem_dims=(24, 32), **_RMLP)
-_maxvit("rmlp_nano_rw", 256, (1, 2, 3, 1), 64, 15_501_452, 4.47, ("sw_in1k",), stem_dims=(32, 64), **_RMLP)
+_maxvit("rmlp_nano_rw", 256, _NANO, 64, 15_501_452, 4.47, ("sw_in1k",), stem_dims=(32, 64), **_RMLP)
 _maxvit("rmlp_tiny_rw", 256, _SMALL, 64, 29_148_896, 6.77, ("sw_in1k",), stem_dims=(32, 64), **_RMLP)
-_maxvit(
-    "rmlp_small_rw", 224, _SMALL, 96, 64_895_044, 10.75, ("sw_in1k",), crop_pct=0.9, stem_dims=(32, 64),
-    layer_scale_init=1e-6, **_RMLP,
-)  # fmt: skip
+_maxvit("rmlp_small_rw", 224, _SMALL, 96, 64_895_044, 10.75, ("sw_in1k",), crop_pct=0.9, **_SCALED)
+_maxvit("rmlp_small_rw", 256, _SMALL, 96, 64_895_044, 14.15, ("",), **_SCALED)
 _maxvit("rmlp_base_rw", 224, _LARGE, 96, 116_135_788, 23.15, _12K, **_BASE)
 _maxvit("rmlp_base_rw", 384, _LARGE, 96, 116_135_788, 70.97, ("sw_in12k_ft_in1k",), **_BASE)
+
+_NEXT = dict(tf=False, conv="convnext", position="mlp", layer_scale_init=1e-6)
+_maxxvit = functools.partial(_maxvit, family="maxxvit", **_NEXT)
+_maxxvit("rmlp_nano_rw", 256, _NANO, 64, 16_779_628, 4.37, ("sw_in1k",), stem_dims=(32, 64), normal_init=True)
+_maxxvit("rmlp_tiny_rw", 256, _SMALL, 64, 29_636_528, 6.66, ("",), stem_dims=(32, 64))
+_maxxvit("rmlp_small_rw", 256, _SMALL, 96, 66_010_516, 14.67, ("sw_in1k",), stem_dims=(48, 96))
+
+_maxxvitv2 = functools.partial(_maxvit, family="maxxvitv2", **dict(_NEXT, axes="grid"))
+_V2_NANO = dict(stem_dims=(48, 96), normal_init=True, position="table")
+_V2_LARGE = dict(stem_dims=(80, 160), head_hidden=1280)
+_maxxvitv2("nano_rw", 256, _NANO, 96, 23_696_611, 6.26, ("sw_in1k",), **_V2_NANO)
+_maxxvitv2("rmlp_base_rw", 224, (2, 6, 12, 2), 128, 116_092_512, 24.20, _12K, stem_dims=(64, 128))
+_maxxvitv2("rmlp_base_rw", 384, (2, 6, 12, 2), 128, 116_092_512, 72.98, ("sw_in12k_ft_in1k",), stem_dims=(64, 128))
+_maxxvitv2("rmlp_large_rw", 224, (2, 6, 16, 2), 160, 215_417_166, 44.14, ("",), **_V2_LARGE)

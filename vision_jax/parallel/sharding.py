@@ -35,7 +35,7 @@ RULES = (
     (r"\b(serial|parallel)_blocks\d?\.\w+\.attn\d?\.(qkv|proj)\.", "fsdp"),
     (rf"{_HEADS}\.(kernel|bias)$", "tensor:-2"),
     (r"\battn(_pool)?\.q\.(kernel|bias)$", "heads:-1"),  # [C, heads * head_dim]
-    (r"\b(attn(_pool)?|gather|infuse)\.proj\.kernel$", "heads:-2"),
+    (r"\b(attn(_pool|_block|_grid)?|gather|infuse)\.proj\.kernel$", "heads:-2"),
     # MambaOut cuts gate, identity and rest from one projection, and devices would hold parts of two of them
     (r"\bblocks\.\w+\.(fc1\.(kernel|bias)|fc2\.kernel)$", "fsdp"),
     (r"\bfc1\.kernel$", "tensor:-1"),

@@ -11,7 +11,17 @@ from typing import NamedTuple
 import numpy as np
 
 from vision_jax.layers.affine import Affine
-from vision_jax.layers.attention import KV, QKV, Attention, ConvQKV, FreeKeysQKV, HeadsFirstQKV, Values, WideQKV
+from vision_jax.layers.attention import (
+    KV,
+    QKV,
+    Attention,
+    ConvQKV,
+    FreeKeysQKV,
+    HeadsFirstConvQKV,
+    HeadsFirstQKV,
+    Values,
+    WideQKV,
+)
 from vision_jax.layers.attention_pool import AttentionPoolLatent
 from vision_jax.layers.batch_channel_norm import BatchChannelNorm
 from vision_jax.layers.conv import Conv
@@ -67,6 +77,22 @@ def _projections(parts):
             parts=parts,
         ),
         "bias": Rule("bias", lambda a, _: a.reshape(parts, -1), lambda a, m: a.reshape(parts, *_heads(m)), parts=parts),
+    }
+
+
+def _heads_first(*map_axes):
+    """Ours [C, 3, heads, head_dim], there [heads * 3 * head_dim, C, *map_axes]."""
+    return {
+        "kernel": Rule(
+            "weight",
+            lambda a, _: a.transpose(2, 1, 3, 0).reshape(-1, a.shape[0], *map_axes),
+            lambda a, m: a.reshape(_heads(m)[0], 3, -1, a.shape[1]).transpose(3, 1, 0, 2),
+        ),
+        "bias": Rule(
+            "bias",
+            lambda a, _: a.swapaxes(0, 1).reshape(-1),
+            lambda a, m: a.reshape(_heads(m)[0], 3, -1).swapaxes(0, 1),
+        ),
     }
 
 
@@ -150,19 +176,8 @@ TORCH = {
             lambda a, m: a.reshape(len(a), *_heads(m.qkv)[::-1]).transpose(2, 1, 0).reshape(-1, len(a)),
         ),
     },
-    HeadsFirstQKV: {
-        # ours [C, 3, heads, head_dim], there [heads * 3 * head_dim, C]
-        "kernel": Rule(
-            "weight",
-            lambda a, _: a.transpose(2, 1, 3, 0).reshape(-1, a.shape[0]),
-            lambda a, m: a.reshape(_heads(m)[0], 3, -1, a.shape[1]).transpose(3, 1, 0, 2),
-        ),
-        "bias": Rule(
-            "bias",
-            lambda a, _: a.swapaxes(0, 1).reshape(-1),
-            lambda a, m: a.reshape(_heads(m)[0], 3, -1).swapaxes(0, 1),
-        ),
-    },
+    HeadsFirstQKV: _heads_first(),
+    HeadsFirstConvQKV: _heads_first(1, 1),
 }  # fmt: skip
 
 LINEN = {
