@@ -182,7 +182,9 @@ class ConvAttention(Model):
         rates, dims = linear_rates(c.drop_path_rate, c.depths), (c.stem_dims[-1], *c.embed_dims)
 
         def stage(i):
-            make = lambda j: block(i, j, dims[i + 1] if j else dims[i])  # noqa: E731
+            def make(j):
+                return block(i, j, dims[i + 1] if j else dims[i])
+
             return Stage(None, Stack(make, rates[i], remat=c.remat))
 
         self.stages = nnx.List([stage(i) for i in range(len(c.depths))])
