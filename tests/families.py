@@ -156,6 +156,7 @@ ATTENTION = {
     "caformer": ("caformer_s18", dict(MIXERS, embed_dims=(32, 128), mixers=("conv", "attention"))),
 }
 SEPARABLE, MBCONV = (Blocks("separable", 1, 3, 1, 1, 16, 0.25),), (Blocks("mbconv", 1, 3, 2, 2, 16, 0.5),)
+CONDITIONAL = (MBCONV[0]._replace(num_experts=4),)
 FUSED = (Blocks("fused", 1, 3, 1, 2, 16, 0.25),)
 UNIVERSAL = (
     Blocks("uib", 1, 3, 2, 2, 16, start=3),
@@ -226,7 +227,7 @@ OTHERS = {
     "focalnet": ("focalnet_tiny_srf", dict(img_size=32, embed_dim=16, depths=(1, 1), num_classes=8)),
     "gfnet": ("gfnet_ti", dict(img_size=16, patch_size=4, depths=(1,), embed_dims=(32,), num_classes=8)),
     "mambaout": ("mambaout_femto", TWO),
-    "efficientnet": ("efficientnet_b0", dict(MOBILE, stages=(SEPARABLE, MBCONV))),
+    "efficientnet": ("efficientnet_cc_b0_4e", dict(MOBILE, stages=(SEPARABLE, CONDITIONAL))),
     "efficientnetv2": ("tf_efficientnetv2_b0", dict(MOBILE, stages=(FUSED, MBCONV))),
     "mnasnet": ("mnasnet_small", dict(MOBILE, img_size=48, stages=(SEPARABLE, MBCONV))),
     "mobilenetv3": ("mobilenetv3_small_100", dict(MOBILE, stages=(SEPARABLE, MBCONV))),

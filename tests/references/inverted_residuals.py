@@ -8,7 +8,7 @@ from timm.models import _efficientnet_blocks, _efficientnet_builder, efficientne
 from torch import nn
 
 
-def network(blocks, *, pooled=False, act="relu", tf=False, **kwargs):
+def network(blocks, *, pooled=False, act="relu", tf=False, norm_width=0, **kwargs):
     """timm's EfficientNet, or with `pooled` its MobileNetV3 with the squeeze-and-excitation of that."""
     if pooled:
         se = functools.partial(
@@ -18,10 +18,11 @@ def network(blocks, *, pooled=False, act="relu", tf=False, **kwargs):
             rd_round_fn=_efficientnet_builder.round_channels,
         )
         kwargs["se_layer"] = se
+    norm = functools.partial(nn.BatchNorm2d, eps=1e-3 if tf else 1e-5)
     return (mobilenetv3.MobileNetV3 if pooled else efficientnet.EfficientNet)(
         _efficientnet_builder.decode_arch_def(blocks),
         act_layer=timm.layers.get_act_layer(act),
-        norm_layer=functools.partial(nn.BatchNorm2d, eps=1e-3 if tf else 1e-5),
+        norm_layer=functools.partial(timm.layers.GroupNormAct, group_size=norm_width) if norm_width else norm,
         pad_type="same" if tf else "",
         **kwargs,
     )
