@@ -163,6 +163,8 @@ class InvertedResidualConfig(ModelConfig):
             check(act is None or act in ACTIVATIONS, f"act={act!r}: one of {tuple(ACTIVATIONS)}")
         for row in rows:
             check(row.kind in KINDS, f"kind={row.kind!r}: one of {KINDS}")
+            plain = isinstance(row.kernel_size, int) and row.group_width < 2 and tuple(row.splits) == (1, 1)
+            check(plain or not row.num_experts, f"num_experts={row.num_experts}: only of plain depthwise kernels")
 
 
 class InvertedResiduals(Model):
