@@ -92,8 +92,8 @@ class SeparableConv(Residual):
 class FoldedConv(SeparableConv):
     """The same of a map whose pixels are gathered two by two into `hidden` channels; never a shortcut.
 
-    EfficientNet-X (Li et al., 2021, arXiv:2102.05610, section 4): the gathering is a convolution of its own, and the
-    kernel that follows is half as large.
+    EfficientNet-X (Li et al., 2021, arXiv:2102.05610): the gathering is a convolution, and the kernel that follows is
+    half as large.
     """
 
     def __init__(self, din, dout, kernel_size, *, hidden, squeezed=0, parts):

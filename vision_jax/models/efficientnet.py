@@ -18,7 +18,7 @@ from vision_jax.models.inverted_residuals import Blocks, InvertedResidualConfig,
 from vision_jax.registry import INCEPTION_MEAN, INCEPTION_STD, register
 
 SE = 0.25
-_B0 = (
+B0 = (
     (Blocks("separable", 1, 3, 1, 1, 16, SE),),
     (Blocks("mbconv", 2, 3, 2, 6, 24, SE),),
     (Blocks("mbconv", 2, 5, 2, 6, 40, SE),),
@@ -27,7 +27,7 @@ _B0 = (
     (Blocks("mbconv", 4, 5, 2, 6, 192, SE),),
     (Blocks("mbconv", 1, 3, 1, 6, 320, SE),),
 )
-_LITE = tuple((row._replace(se=0.0),) for (row,) in _B0)
+_LITE = tuple((row._replace(se=0.0),) for (row,) in B0)
 _EDGE = (
     (Blocks("fused", 1, 3, 1, 4, 24, skip=False),),
     (Blocks("fused", 2, 3, 2, 8, 32),),
@@ -68,7 +68,7 @@ def _ends(width, divisor=8):
     return dict(stem_dim=round_channels(32 * width, divisor), head_dim=round_channels(1280 * width, divisor))
 
 
-def _config(size, stages=_B0, divisor=8, **fields):
+def _config(size, stages=B0, divisor=8, **fields):
     """The configuration of a size."""
     width, depth, _ = _SCALES[size]
     if size.startswith("lite"):
@@ -152,7 +152,7 @@ _register("efficientnet_el_pruned", _config("el", img_size=300), 10_589_712, 7.9
 
 
 def _grouped(group_width):
-    return tuple((row._replace(group_width=group_width),) for (row,) in _B0)
+    return tuple((row._replace(group_width=group_width),) for (row,) in B0)
 
 
 _B0_GN, _B3_GN = dict(norm_width=8), dict(divisor=16, norm_width=16, img_size=288)
@@ -165,7 +165,7 @@ _register("efficientnet_blur_b0", _config("b0", shrink="blur"), 5_288_548, 0.41)
 
 
 def _conditional(size, num_experts, params, gmacs, **fields):
-    stages = (*_B0[:4], *((row._replace(num_experts=num_experts),) for (row,) in _B0[4:]))
+    stages = (*B0[:4], *((row._replace(num_experts=num_experts),) for (row,) in B0[4:]))
     name, crop_pct = f"efficientnet_cc_{size}_{num_experts}e", 0.875 if size == "b0" else 0.882
     how = dict(paper="1904.04971", crop_pct=crop_pct)
     _register(name, _config(size, stages, **fields), params, gmacs, **how)
@@ -179,8 +179,8 @@ _conditional("b1", 8, 39_715_968, 0.72, img_size=240)
 
 def _x(name, width, depth, expansion, params, gmacs, tags=("",), *, img_size, **how):
     """The first stage on a map of half the size and four times the channels; the second leaves the size as it is."""
-    fused = ((row._replace(kind="fused", expansion=expansion, act="relu"),) for (row,) in _B0[1:3])
-    table = (_B0[0], *fused, (_B0[3][0]._replace(expansion=expansion),), *_B0[4:])
+    fused = ((row._replace(kind="fused", expansion=expansion, act="relu"),) for (row,) in B0[1:3])
+    table = (B0[0], *fused, (B0[3][0]._replace(expansion=expansion),), *B0[4:])
     (first,), (second,), *others = scaled(table, width, depth)
     dim = 4 * first.dim
     fold = Blocks("folded", 1, 3, 2, 4, dim, SE)
@@ -233,7 +233,7 @@ _PRUNED = {  # of each stage: channels, and each block's squeezed and hidden one
 def _pruned(size, img_size, crop_pct, params, gmacs):
     stages = tuple(
         tuple(row._replace(repeats=1, dim=dim, squeezed=s, hidden=h) for s, h in zip(squeezed, hidden, strict=True))
-        for (row,), (dim, squeezed, hidden) in zip(_B0, _PRUNED[size], strict=True)
+        for (row,), (dim, squeezed, hidden) in zip(B0, _PRUNED[size], strict=True)
     )
     config = InvertedResidualConfig(stages=stages, act="silu", img_size=img_size, **_ends(_SCALES[size][0]), **_TF)
     how = dict(crop_pct=crop_pct, **_INCEPTION)

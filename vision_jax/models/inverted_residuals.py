@@ -129,10 +129,11 @@ class InvertedResidualConfig(ModelConfig):
     kernel size of the first; `pooled_head`: the last comes after the pooling (MobileNetV3), and has a bias if
     `head_bias`, a norm if `head_norm`. `se_act`, `se_gate`: activations of the squeeze-and-excitation, None for the
     block's; `se_from_hidden`: its channels are counted from the block's hidden ones, not from its input's, and are a
-    multiple of `se_divisor`; `global_context`: its place is taken by global context blocks. `same_padding`:
-    TensorFlow's; with the `epsilon` of its batch norms it is what the weights of the `tf_` variants were trained with.
-    `norm_width`: channels of a group of group norms, 0 for batch norms. `shrink`: "avg" or "blur" halve maps in place
-    of strides, in the bottlenecks but not the stem. `layer_scale`: initial scale of the branches of MobileNetV4.
+    multiple of `se_divisor`, no less than the share `se_limit` of what was counted; `global_context`: its place is
+    taken by global context blocks. `same_padding`: TensorFlow's; with the `epsilon` of its batch norms it is what the
+    weights of the `tf_` variants were trained with. `norm_width`: channels of a group of group norms, 0 for batch
+    norms. `shrink`: "avg" or "blur" halve maps in place of strides, in the bottlenecks but not the stem.
+    `layer_scale`: initial scale of the branches of MobileNetV4.
     """
 
     stages: tuple = ()
@@ -147,6 +148,7 @@ class InvertedResidualConfig(ModelConfig):
     se_gate: str = "sigmoid"
     se_from_hidden: bool = False
     se_divisor: int = 1
+    se_limit: float = 0.9
     global_context: bool = False
     same_padding: bool = False
     epsilon: float = 1e-5
@@ -249,7 +251,9 @@ class InvertedResiduals(Model):
         parts = self._parts(row.act or c.act)
         hidden = row.hidden or (din if row.kind == "separable" else round_channels(din * row.expansion))
         squeezed = hidden * (row.se if c.se_from_hidden else row.se / row.expansion)
-        squeezed = round_channels(squeezed, c.se_divisor) if row.se and c.se_divisor > 1 else round(squeezed)
+        squeezed = (
+            round_channels(squeezed, c.se_divisor, c.se_limit) if row.se and c.se_divisor > 1 else round(squeezed)
+        )
         how, squeezed = dict(stride=1 if index else row.stride, skip=row.skip), row.squeezed or squeezed
         if row.kind == "uib":
             how |= dict(hidden=hidden, kernel_sizes=(row.start, row.kernel_size), act=parts.act, shrink=parts.shrink)
