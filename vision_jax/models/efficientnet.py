@@ -14,19 +14,9 @@ and blurs.
 """
 
 from vision_jax.layers.channels import round_channels
-from vision_jax.models.inverted_residuals import Blocks, InvertedResidualConfig, InvertedResiduals, scaled
+from vision_jax.models.inverted_residuals import B0, Blocks, InvertedResidualConfig, InvertedResiduals, scaled
 from vision_jax.registry import INCEPTION_MEAN, INCEPTION_STD, register
 
-SE = 0.25
-B0 = (
-    (Blocks("separable", 1, 3, 1, 1, 16, SE),),
-    (Blocks("mbconv", 2, 3, 2, 6, 24, SE),),
-    (Blocks("mbconv", 2, 5, 2, 6, 40, SE),),
-    (Blocks("mbconv", 3, 3, 2, 6, 80, SE),),
-    (Blocks("mbconv", 3, 5, 1, 6, 112, SE),),
-    (Blocks("mbconv", 4, 5, 2, 6, 192, SE),),
-    (Blocks("mbconv", 1, 3, 1, 6, 320, SE),),
-)
 _LITE = tuple((row._replace(se=0.0),) for (row,) in B0)
 _EDGE = (
     (Blocks("fused", 1, 3, 1, 4, 24, skip=False),),
@@ -183,7 +173,7 @@ def _x(name, width, depth, expansion, params, gmacs, tags=("",), *, img_size, **
     table = (B0[0], *fused, (B0[3][0]._replace(expansion=expansion),), *B0[4:])
     (first,), (second,), *others = scaled(table, width, depth)
     dim = 4 * first.dim
-    fold = Blocks("folded", 1, 3, 2, 4, dim, SE)
+    fold = Blocks("folded", 1, 3, 2, 4, dim, first.se)
     unfold = second._replace(repeats=1, stride=1, expansion=second.expansion / 4)
     stages = (
         (fold, first._replace(repeats=first.repeats - 1, dim=dim)),

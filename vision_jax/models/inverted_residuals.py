@@ -89,6 +89,17 @@ class Blocks(NamedTuple):
     squeezed: int = 0
 
 
+B0 = (  # EfficientNet's smallest network, from which TinyNet's too are scaled
+    (Blocks("separable", 1, 3, 1, 1, 16, 0.25),),
+    (Blocks("mbconv", 2, 3, 2, 6, 24, 0.25),),
+    (Blocks("mbconv", 2, 5, 2, 6, 40, 0.25),),
+    (Blocks("mbconv", 3, 3, 2, 6, 80, 0.25),),
+    (Blocks("mbconv", 3, 5, 1, 6, 112, 0.25),),
+    (Blocks("mbconv", 4, 5, 2, 6, 192, 0.25),),
+    (Blocks("mbconv", 1, 3, 1, 6, 320, 0.25),),
+)
+
+
 def scaled(stages, width=1.0, depth=1.0, *, divisor=8, limit=0.9, fixed_ends=False, rounding=math.ceil):
     """A table of stages of other channels and repeats (EfficientNet: arXiv:1905.11946, section 3.3).
 

@@ -5,8 +5,7 @@ shrink less, by a formula fitted to small networks. Official repository: huawei-
 (tinynet_pytorch); compared here with timm's.
 """
 
-from vision_jax.models.efficientnet import B0
-from vision_jax.models.inverted_residuals import InvertedResidualConfig, InvertedResiduals, scaled
+from vision_jax.models.inverted_residuals import B0, InvertedResidualConfig, InvertedResiduals, scaled
 from vision_jax.registry import register
 
 
