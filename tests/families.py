@@ -152,6 +152,8 @@ ATTENTION = {
     "caformer": ("caformer_s18", dict(MIXERS, embed_dims=(32, 128), mixers=("conv", "attention"))),
 }
 SEPARABLE, MBCONV = (Blocks("separable", 1, 3, 1, 1, 16, 0.25),), (Blocks("mbconv", 1, 3, 2, 2, 16, 0.5),)
+LAST_ACT = (SEPARABLE[0]._replace(skip=False, last_act=True),)
+CONDITIONAL = (MBCONV[0]._replace(num_experts=4),)
 FUSED = (Blocks("fused", 1, 3, 1, 2, 16, 0.25),)
 UNIVERSAL = (
     Blocks("uib", 1, 3, 2, 2, 16, start=3),
@@ -235,11 +237,19 @@ OTHERS = {
     "focalnet": ("focalnet_tiny_srf", dict(img_size=32, embed_dim=16, depths=(1, 1), num_classes=8)),
     "gfnet": ("gfnet_ti", dict(img_size=16, patch_size=4, depths=(1,), embed_dims=(32,), num_classes=8)),
     "mambaout": ("mambaout_femto", TWO),
-    "efficientnet": ("efficientnet_b0", dict(MOBILE, stages=(SEPARABLE, MBCONV))),
+    "efficientnet": ("efficientnet_cc_b0_4e", dict(MOBILE, stages=(SEPARABLE, CONDITIONAL))),
     "efficientnetv2": ("tf_efficientnetv2_b0", dict(MOBILE, stages=(FUSED, MBCONV))),
     "mnasnet": ("mnasnet_small", dict(MOBILE, img_size=48, stages=(SEPARABLE, MBCONV))),
     "mobilenetv3": ("mobilenetv3_small_100", dict(MOBILE, stages=(SEPARABLE, MBCONV))),
     "mobilenetv4": ("mobilenetv4_hybrid_large", dict(MOBILE, stages=(FUSED, UNIVERSAL))),
+    "mobilenetv1": ("mobilenetv1_100", dict(MOBILE, stages=(LAST_ACT, LAST_ACT))),
+    "mobilenetv2": ("mobilenetv2_100", dict(MOBILE, stages=(MBCONV,))),
+    "mobilenet_edgetpu": ("mobilenet_edgetpu_v2_s", dict(MOBILE, stages=((FUSED[0]._replace(group_width=8),),))),
+    "mixnet": ("mixnet_s", dict(MOBILE, stages=((MBCONV[0]._replace(kernel_size=(3, 5), splits=(2, 2)),),))),
+    "tinynet": ("tinynet_e", dict(MOBILE, stages=(SEPARABLE,))),
+    "fbnet": ("fbnetc_100", dict(MOBILE, stages=(MBCONV,))),
+    "fbnetv3": ("fbnetv3_b", dict(MOBILE, stages=(MBCONV,))),
+    "lcnet": ("lcnet_050", dict(MOBILE, stages=(LAST_ACT,))),
     "mlp_mixer": ("mixer_s16_224", PATCHES),
     "gmixer": ("gmixer_12_224", PATCHES),
     "resmlp": ("resmlp_12_224", PATCHES),
@@ -264,6 +274,8 @@ def all_but_zero(name, names):
     stem = name == "stem.norms.0.scale"
     # what is added to all of the last map, whose mean such heads normalise
     addends = [n for n in names if re.search(r"blocks\..*mlp\.fc2\.bn\.bias$", n) and "head.head.bn.bias" in names]
+    # the mobile networks' last block ends in a norm, which a convolution and another norm follow
+    ends = [n for n in names if re.search(r"^blocks\..*bn[23]\.bias$", n) and "bn2.scale" in names]
     before_norm = name.endswith(".conv.bias") and f"{name[:-9]}bn.scale" in names
     # MobileViT: what its transformer adds to all of the map; and in MobileViTv2, whose first convolution is depthwise,
     # what scales and offsets the map before it, but for the borders
@@ -274,7 +286,7 @@ def all_but_zero(name, names):
         patches
         or stem
         or name in mobile
-        or name in sorted(addends)[-1:]
+        or name in sorted(addends)[-1:] + sorted(ends)[-1:]
         or re.search(ALL_BUT_ZERO, name)
         or before_norm
     )

@@ -187,7 +187,7 @@ def modules_said(model):
     """Name -> what a convolution or a norm was built with."""
     said = {}
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Conv2d):
+        if isinstance(module, torch.nn.Conv2d) or type(module).__name__ == "CondConv2d":
             pairs = {key: list(getattr(module, key)) for key in ("kernel_size", "stride", "dilation")}
             padding = module.padding if isinstance(module.padding, str) else list(module.padding)
             said[name] = {**pairs, "padding": padding, "groups": module.groups}

@@ -30,6 +30,7 @@ def test_errors():
         (dict(act="elu"), "act='elu': one of .*'silu'"),
         (dict(stages=((ROW._replace(act="tanh"),),)), "act='tanh': one of"),
         (dict(stages=((ROW._replace(kind="ghost"),),)), "kind='ghost': one of .*'mbconv'"),
+        (dict(stages=((ROW._replace(num_experts=2, group_width=4),),)), "num_experts=2: only of plain"),
         (dict(stages=((),)), "at least one, each with blocks"),
         (dict(se_gate="tanh"), "se_gate='tanh': one of"),
     ):

@@ -69,13 +69,16 @@ class Conv(nnx.Module):
         """The kernel as it is applied."""
         return self.kernel[...]
 
+    def pads(self, size):
+        """((above, below), (left, right)) for a map of this height and width."""
+        if self.padding != "SAME":
+            return self.padding
+        spans = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel.shape[-4:], strict=False)]
+        return tuple(jax.lax.padtype_to_pads(size, spans, self.stride, self.padding))
+
     def _grouped(self, x, kernel):
-        padding = self.padding
-        if padding == "SAME":
-            spans = [d * (k - 1) + 1 for d, k in zip(self.dilation, kernel.shape, strict=False)]
-            padding = tuple(jax.lax.padtype_to_pads(x.shape[1:3], spans, self.stride, padding))
         groups = x.shape[-1] // kernel.shape[2]  # where a device has a share of the channels, its share of the groups
-        return grouped_conv(x, kernel, self.stride, padding, self.dilation, groups)
+        return grouped_conv(x, kernel, self.stride, self.pads(x.shape[1:3]), self.dilation, groups)
 
 
 def pair(x):

@@ -3,7 +3,7 @@
 A search for training speed too: inverted bottlenecks in the first stages are fused into dense convolutions, expansions
 and kernels are smaller, and the last stages deeper. Official repository: google/automl (efficientnetv2); compared here
 with timm's, whose `tf_` variants have its padding and epsilons for the official weights. The `rw` variants are timm's
-own, from the paper's table before the code was released.
+own, from the paper's table before the code was released; `gc` weighs channels by global context blocks.
 """
 
 from vision_jax.layers.channels import round_channels
@@ -53,6 +53,9 @@ _v2("efficientnetv2_m", _M, 320, 54_139_356, 10.93)
 _v2("efficientnetv2_l", _L, 384, 118_515_272, 35.90, stem=32)
 _v2("efficientnetv2_xl", _XL, 384, 208_119_808, 52.53, stem=32)
 _v2("efficientnetv2_rw_t", _S, 224, 13_649_388, 1.91, ("ra2_in1k",), width=0.8, depth=0.9)
+_v2(
+    "gc_efficientnetv2_rw_t", _S, 224, 13_677_713, 1.92, ("agc_in1k",), width=0.8, depth=0.9, global_context=True
+)  # fmt: skip
 _v2("efficientnetv2_rw_s", _RW, 288, 23_941_296, 4.86, ("ra2_in1k",), head=1792)
 _RW_M = dict(width=1.2, depth=(1.2,) * 4 + (1.6,) * 2, head=1792)
 _v2("efficientnetv2_rw_m", _RW, 320, 53_236_442, 12.63, ("agc_in1k",), **_RW_M)

@@ -24,6 +24,7 @@ from vision_jax.layers.attention import (
 )
 from vision_jax.layers.attention_pool import AttentionPoolLatent
 from vision_jax.layers.batch_channel_norm import BatchChannelNorm
+from vision_jax.layers.cond_conv import CondConv
 from vision_jax.layers.conv import Conv
 from vision_jax.layers.efficient_channel_attention import EfficientChannelAttention
 from vision_jax.layers.glu import GLU
@@ -101,6 +102,14 @@ TORCH = {
     PointwiseConv: {"kernel": Rule("weight", lambda a, _: a.T[:, :, None, None], lambda a, _: a[:, :, 0, 0].T)},
     PointwiseConv1d: {"kernel": Rule("weight", lambda a, _: a.T[:, :, None], lambda a, _: a[:, :, 0].T)},
     Conv: {"kernel": Rule("weight", lambda a, _: a.transpose(3, 2, 0, 1), lambda a, _: a.transpose(2, 3, 1, 0))},
+    CondConv: {
+        # ours [experts, kh, kw, din, dout], there [experts, dout * din * kh * kw]
+        "kernel": Rule(
+            "weight",
+            lambda a, _: a.transpose(0, 4, 3, 1, 2).reshape(len(a), -1),
+            lambda a, m: a.reshape(-1, *np.take(m.kernel.shape, (-1, -2, -4, -3))).transpose(0, 3, 4, 2, 1),
+        ),
+    },
     LayerNorm: {"scale": Rule("weight")},
     RMSNorm: {"scale": Rule("weight")},
     GroupNorm: {"scale": Rule("weight")},
