@@ -9,7 +9,6 @@ from vision_jax.layers.block import Block
 from vision_jax.layers.glu import GLU, GatedMlp
 from vision_jax.layers.linear import Linear
 from vision_jax.layers.mlp import Mlp
-from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.rotary import Rotary
 from vision_jax.models.vit import VisionTransformer, ViTConfig, settle
 from vision_jax.parameters import Damped, Normal, trunc_normal, zeros
@@ -27,7 +26,6 @@ class EvaConfig(ViTConfig):
       final_norm: normalise the last tokens at all.
       rotary: None, "index" for positions counted in patches, or "centred", from -1 to 1.
       rotary_reference, rotary_temperature, rotary_offset, rotary_columns_first: as in `layers.rotary.Rotary`.
-      norm_epsilon: of all norms.
     """
 
     global_pool: str = "avg"
@@ -41,7 +39,6 @@ class EvaConfig(ViTConfig):
     rotary_temperature: float = 10_000.0
     rotary_offset: float = 0.0
     rotary_columns_first: bool = False
-    norm_epsilon: float = 1e-6
 
     def __post_init__(self):
         super().__post_init__()
@@ -80,10 +77,6 @@ class Eva(VisionTransformer):
         if c.mlp == "swiglu" and (c.mlp_norm or c.rotary == "centred"):
             names.append((r"\.mlp\.fc1\.", (".mlp.fc1_g.", ".mlp.fc1_x.")))
         return {"timm": tuple(names)}
-
-    def make_norm(self, dim):
-        """The norm of all layers."""
-        return LayerNorm(dim, epsilon=self.config.norm_epsilon, dtype=self.config.dtype)
 
     def make_block(self, index):
         """One of the blocks, [B, N, C] -> [B, N, C]."""

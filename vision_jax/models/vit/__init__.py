@@ -9,10 +9,12 @@ runs over the tokens. Official repository: google-research/vision_transformer; c
 - Registers (Darcet et al., 2024, arXiv:2309.16588): tokens that belong to no patch, dropped at the end.
 - SigLIP (Zhai et al., 2023, arXiv:2303.15343; SigLIP 2: arXiv:2502.14786): no class token, a learned query attends to
   the patches. Official: google-research/big_vision.
+- CLIP's image towers (Radford et al., 2021, arXiv:2103.00020; TinyCLIP: Wu et al., 2023, arXiv:2309.12314): a norm
+  before the first block, QuickGELU in OpenAI's own. Official: openai/CLIP.
 - EVA's large models (Fang et al., 2022, arXiv:2211.07636), which are plain ViTs; the others are in `models/eva`.
 """
 
-from vision_jax.models.vit import variants  # noqa: F401, registers them
+from vision_jax.models.vit import clip, variants  # noqa: F401, registers them
 from vision_jax.models.vit.model import VisionTransformer, ViTConfig, settle
 
 __all__ = ["ViTConfig", "VisionTransformer", "settle"]

@@ -14,7 +14,7 @@ from vision_jax.layers.conv import pair
 from vision_jax.layers.drop import dropout, linear_rates
 from vision_jax.layers.glu import GatedMlp
 from vision_jax.layers.linear import Linear
-from vision_jax.layers.mlp import Mlp, gelu, gelu_tanh
+from vision_jax.layers.mlp import Mlp, gelu, gelu_tanh, quick_gelu
 from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.patch import PatchEmbed
 from vision_jax.layers.position import sincos_2d
@@ -25,7 +25,7 @@ from vision_jax.models.vit.dialects import BIG_VISION, HF, HF_MODULES
 from vision_jax.parameters import Normal, param, trunc_normal
 from vision_jax.registry import check
 
-_ACT = {"gelu": gelu, "gelu_tanh": gelu_tanh}
+_ACT = {"gelu": gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,8 @@ class ViTConfig(ModelConfig):
     """A ViT.
 
     Attributes:
-      mlp: "mlp", or "swiglu", whose two halves share the hidden features. act: "gelu" or "gelu_tanh", of the former.
+      mlp: "mlp", or "swiglu", whose two halves share the hidden features. act: "gelu", "gelu_tanh" or "quick_gelu", of
+        the former.
       class_token, distilled: the class token, and DeiT's second one beside it; reg_tokens: number of registers.
       no_embed_class: positions for the patches alone, none for these tokens.
       global_pool: "token" reads the class token, "avg" averages the patches, "map" pools them by attention.
@@ -42,6 +43,7 @@ class ViTConfig(ModelConfig):
         arXiv:2205.01580).
       pre_norm: normalise the tokens before the first block too (CLIP); patches then have no bias.
       pool_heads, pool_mlp_ratio: of the attention that "map" pools by, where they are not the blocks'.
+      norm_epsilon: of all norms.
       drop_edge: ignore the pixels beyond the last whole patch (SigLIP's 384 at patches of 14), else refused.
     """
 
@@ -64,6 +66,7 @@ class ViTConfig(ModelConfig):
     pre_norm: bool = False
     pool_heads: int | None = None
     pool_mlp_ratio: float | None = None
+    norm_epsilon: float = 1e-6
     drop_edge: bool = False
     layer_scale_init: float | None = None
     pos_drop_rate: float = 0.0
@@ -148,7 +151,7 @@ class VisionTransformer(Model):
 
     def make_norm(self, dim):
         """The norm of all layers."""
-        return LayerNorm(dim, epsilon=1e-6, dtype=self.config.dtype)
+        return LayerNorm(dim, epsilon=self.config.norm_epsilon, dtype=self.config.dtype)
 
     def make_block(self, index):
         """One of the blocks, [B, N, C] -> [B, N, C]."""

@@ -1,37 +1,10 @@
 """Every published variant: what its name says, what it does not, and its weights."""
 
-import dataclasses
-import re
+import functools
 
-from vision_jax.models.vit.model import VisionTransformer, ViTConfig
-from vision_jax.registry import (
-    CLIP_MEAN,
-    CLIP_STD,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    INCEPTION_MEAN,
-    INCEPTION_STD,
-    register,
-)
+from vision_jax.models.vit.rows import register_rows
+from vision_jax.registry import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, INCEPTION_STD
 
-_SIZES = {  # width, depth, heads, and the MLP's ratio where it is not 4
-    "tiny": (192, 12, 3),
-    "wee": (256, 14, 4, 5.0),
-    "little": (320, 14, 5, 5.6),
-    "small": (384, 12, 6),
-    "medium": (512, 12, 8),
-    "mediumd": (512, 20, 8),
-    "betwixt": (640, 12, 10),
-    "base": (768, 12, 12),
-    "so150m": (896, 18, 14, 2.572),
-    "so150m2": (832, 21, 13, 34 / 13),
-    "large": (1024, 24, 16),
-    "so400m": (1152, 27, 16, 3.7362),
-    "huge": (1280, 32, 16),
-    "giant": (1408, 40, 16, 48 / 11),
-    "giantopt": (1536, 40, 16),
-    "gigantic": (1664, 48, 16, 64 / 13),
-}
 _IMAGENET = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD)
 _INCEPTION = dict(mean=INCEPTION_MEAN, std=INCEPTION_STD)
 _CLIP = dict(mean=CLIP_MEAN, std=CLIP_STD)
@@ -54,25 +27,7 @@ _SO150M2 = dict(no_embed_class=False, qkv_bias=False)
 _GIANT = dict(embed_dim=1536, num_heads=24, mlp_ratio=2 * 2.66667, mlp="swiglu")
 
 
-def _register(rows, *, paper, **shared):
-    """Registers rows (name, parameters, GMACs as timm publishes them, tags, and what differs from `shared`)."""
-    config_fields = {field.name for field in dataclasses.fields(ViTConfig)}
-    for name, params, gmacs, tags, *own in rows:
-        given = {"licence": "apache-2.0", **_said(name), **shared, **dict(*own)}
-        fields = {key: given.pop(key) for key in config_fields & given.keys()}
-        tags = {tag: _TAGS.get(tag, {}) for tag in tags.split() or [""]} if isinstance(tags, str) else tags
-        register(
-            name, VisionTransformer, ViTConfig(**fields), params=params, gmacs=gmacs, paper=paper, tags=tags, **given
-        )
-
-
-def _said(name):
-    """The config fields that a name tells: size, patches, registers, image."""
-    sizes = dict(zip(("embed_dim", "depth", "num_heads", "mlp_ratio"), _SIZES[name.split("_")[1]], strict=False))
-    number = {key: int(n) for key, n in re.findall(r"_(patch|reg|)(\d+)(?=_|$)", name)}
-    keys = {"patch": "patch_size", "reg": "reg_tokens", "": "img_size"}
-    return {**sizes, **{keys[key]: n for key, n in number.items()}}
-
+_register = functools.partial(register_rows, own=_TAGS)
 
 _register(
     (
