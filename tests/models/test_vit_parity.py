@@ -27,6 +27,7 @@ RELATIVES = {
     "eva02_enormous_patch14_clip_224": ("eva", SMALL),
     "vit_mediumd_patch16_rope_reg1_gap_256": ("eva", SMALL),
     "vit_small_patch16_rope_ape_224": ("eva", SMALL),
+    "vit_small_patch16_rope_mixed_224": ("eva", SMALL),
     "vit_small_patch16_dinov3": ("eva", SMALL),
     "vit_pe_core_gigantic_patch14_448": ("eva", SMALL),
     "vit_pe_lang_large_patch14_448": ("eva", SMALL),

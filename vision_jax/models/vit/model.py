@@ -160,6 +160,9 @@ class VisionTransformer(Model):
         scale = c.layer_scale_init
         return Block(c.embed_dim, attn=attn, mlp=mlp, norm=self.make_norm, layer_scale=scale, dtype=c.dtype)
 
+    def block_inputs(self):
+        """What each block gets beside the tokens: a tree of arrays with a leading axis of blocks, or None."""
+
     def make_attention(self, index):
         """Its token mixer."""
         c = self.config
@@ -200,9 +203,9 @@ class VisionTransformer(Model):
         x = dropout(x, self.config.pos_drop_rate, train)
         x = self.norm_pre(x) if self.norm_pre else x
         if pyramid:
-            _, maps = self.blocks(x, train, collect=self.indices(out_indices))
+            _, maps = self.blocks(x, train, each=self.block_inputs(), collect=self.indices(out_indices))
             return [m[:, self.prefix :].reshape(B, H, W, C) for m in maps]
-        x = self.blocks(x, train)
+        x = self.blocks(x, train, each=self.block_inputs())
         return self.norm(x) if self.norm else x
 
     def forward_head(self, x, train=None):
@@ -224,4 +227,4 @@ class VisionTransformer(Model):
 
     def layer_groups(self):
         """(pattern, group) for layer-wise decay: the embedding, each block, the head."""
-        return block_groups(r"^(patch_embed|(cls|dist|reg)_token|pos_embed|norm_pre)", {"blocks": self.blocks})
+        return block_groups(r"^(patch_embed|(cls|dist|reg)_token|pos_embed|norm_pre|rope)", {"blocks": self.blocks})
