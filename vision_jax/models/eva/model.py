@@ -5,7 +5,6 @@ import functools
 from typing import ClassVar
 
 from vision_jax.layers.attention import QKV, Attention, FreeKeysQKV
-from vision_jax.layers.block import Block
 from vision_jax.layers.glu import GLU, GatedMlp
 from vision_jax.layers.linear import Linear
 from vision_jax.layers.mlp import Mlp
@@ -21,9 +20,6 @@ class EvaConfig(ViTConfig):
 
     Attributes:
       key_bias: whether keys have a bias, where queries and values have.
-      mlp_norm: normalise the hidden features, attn_norm: the heads' results, both before their projection.
-      norm_last: normalise what each branch gives, not what it gets (the largest EVA-02).
-      final_norm: normalise the last tokens at all.
       rotary: None, "index" for positions counted in patches, "centred", from -1 to 1, or "mixed", counted in patches
         and turned by learned frequencies that start from rotary_temperature.
       rotary_reference, rotary_temperature, rotary_offset, rotary_columns_first: as in `layers.rotary.Rotary`.
@@ -31,10 +27,6 @@ class EvaConfig(ViTConfig):
 
     global_pool: str = "avg"
     key_bias: bool = False
-    mlp_norm: bool = False
-    attn_norm: bool = False
-    norm_last: bool = False
-    final_norm: bool = True
     rotary: str | None = None
     rotary_reference: int | None = None
     rotary_temperature: float = 10_000.0
@@ -62,8 +54,6 @@ class Eva(VisionTransformer):
 
     def __init__(self, config):
         super().__init__(config)
-        if not config.final_norm:
-            self.norm = self.fc_norm = None
         c, mixed = config, config.rotary == "mixed"
         width = c.embed_dim // c.num_heads
         self.rope = MixedFrequencies(c.depth, c.num_heads, width, c.rotary_temperature) if mixed else None
@@ -86,11 +76,6 @@ class Eva(VisionTransformer):
     def block_inputs(self):
         """The learned frequencies of each block, [depth, 2, heads, head_dim / 2], or None."""
         return self.rope() if self.rope else None
-
-    def make_block(self, index):
-        """One of the blocks, [B, N, C] -> [B, N, C]."""
-        c, parts = self.config, dict(attn=self.make_attention(index), mlp=self.make_mlp(index), norm=self.make_norm)
-        return Block(c.embed_dim, **parts, norm_last=c.norm_last, layer_scale=c.layer_scale_init, dtype=c.dtype)
 
     def make_attention(self, index):
         """The token mixer of a block."""

@@ -19,6 +19,7 @@ SIZES = {  # width, depth, heads, and the MLP's ratio where it is not 4
     "so150m": (896, 18, 14, 2.572),
     "so150m2": (832, 21, 13, 34 / 13),
     "large": (1024, 24, 16),
+    "intern300m": (1024, 24, 16),
     "so400m": (1152, 27, 16, 3.7362),
     "huge": (1280, 32, 16),
     "giant": (1408, 40, 16, 48 / 11),
