@@ -32,6 +32,7 @@ CASES = {
     "vit_clip": same("vit_base_patch32_clip_quickgelu_224", dict(VIT, depth=1), init=THIN),
     "vit_beit3": same("beit3_base_patch16_224", dict(VIT, depth=1, final_norm=False), init=THIN),
     "vit_norm_last": same("vit_base_patch16_rpn_224", dict(VIT, depth=1), init=THIN),
+    "aimv2": same("aimv2_large_patch14_224", dict(VIT, depth=1), init=THIN),
     "deit_distilled": same("deit_tiny_distilled_patch16_224"),
     "deit3": same("deit3_small_patch16_224"),
 }

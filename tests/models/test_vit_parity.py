@@ -17,7 +17,7 @@ pytestmark = pytest.mark.parity
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 7}
 TOKENS = ("vit_wee_patch16_reg1_gap_256", "vit_so150m2_patch16_reg1_gap_256", "vit_giant_patch14_reg4_dinov2",
           "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224", "vit_base_patch16_siglip_224",
-          "vit_xsmall_patch16_clip_224")  # fmt: skip
+          "vit_xsmall_patch16_clip_224", "aimv2_large_patch14_224")  # fmt: skip
 RELATIVES = {
     "vitamin_small_224": ("vitamin", {"img_size": 32, "depth": 1, "num_classes": 7}),
     "beit_base_patch16_224": ("beit", SMALL),

@@ -39,18 +39,22 @@ class GLU(nnx.Module):
 
     Args:
       dim, hidden: channels in, and features of each half.
+      bias: whether biases are added.
       init, bias_init: initialisers.
       dtype: dtype of the computation.
     """
 
-    def __init__(self, dim, hidden, *, init=PLAIN, bias_init=PLAIN_BIAS, dtype=jnp.float32):
+    def __init__(self, dim, hidden, *, bias=True, init=PLAIN, bias_init=PLAIN_BIAS, dtype=jnp.float32):
         self.dtype, fans = dtype, (dim, 2 * hidden)
         self.kernel = param((dim, 2, hidden), init, fans)
-        self.bias = param((2, hidden), bias_init, fans)
+        self.bias = param((2, hidden), bias_init, fans) if bias else None
 
     def __call__(self, x):
-        x, kernel, bias = x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
-        return [x @ kernel[:, i] + bias[i] for i in range(2)]
+        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        halves = [x @ kernel[:, i] for i in range(2)]
+        if self.bias is None:
+            return halves
+        return [half + b for half, b in zip(halves, self.bias[...].astype(self.dtype), strict=True)]
 
 
 class GatedMlp(nnx.Module):

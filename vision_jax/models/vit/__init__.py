@@ -16,10 +16,12 @@ runs over the tokens. Official repository: google-research/vision_transformer; c
 - FlexiViT (Beyer et al., 2023, arXiv:2212.08013), trained with patches of all sizes; InternViT (Chen et al., 2023,
   arXiv:2312.14238), whose last tokens are not normalised; TIPSv2 (2026, arXiv:2604.12012); and one whose norms
   follow the branches, as Swin V2's.
+- AIMv2 (Fini et al., 2024, arXiv:2411.14402): norms that only rescale, gated networks, no biases. Official:
+  apple/ml-aim.
 - EVA's large models (Fang et al., 2022, arXiv:2211.07636), which are plain ViTs; the others are in `models/eva`.
 """
 
-from vision_jax.models.vit import clip, variants  # noqa: F401, registers them
+from vision_jax.models.vit import aimv2, clip, variants  # noqa: F401, registers them
 from vision_jax.models.vit.model import VisionTransformer, ViTConfig, settle
 
 __all__ = ["ViTConfig", "VisionTransformer", "settle"]
