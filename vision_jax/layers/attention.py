@@ -120,7 +120,7 @@ class Attention(nnx.Module):
       qkv_bias: whether the projections to queries, keys and values have a bias.
       proj_bias: whether the projection of the result has a bias.
       qk_norm: a norm `(head_dim) -> module` on queries and keys, or None.
-      rotary: turns queries and keys, called as rotary(q, *context), [B, N, heads, head_dim] -> the same; hashable.
+      rotary: turns queries and keys, [B, N, heads, head_dim], *context -> the same, or None; hashable.
       rel_pos: a module () -> [heads, N, N], which the scores gain, or None.
       norm: a norm `(dim) -> module` on the result before its projection, or None.
       attn_drop, proj_drop: dropout of the attention weights and of the result.

@@ -75,7 +75,7 @@ class Rotary:
 class MixedRotary:
     """The same by learned frequencies, which mix both axes: the angle is column * f_x + row * f_y.
 
-    RoPE-Mixed (Heo et al., 2024, arXiv:2403.13298, equation 14). Called with queries or keys and a block's frequencies,
+    RoPE-Mixed (Heo et al., 2024, arXiv:2403.13298). Called with queries or keys and a block's frequencies,
     [2, heads, head_dim / 2], those of the column first.
 
     Attributes:

@@ -72,7 +72,7 @@ class DecomposedWindowAttention(WindowAttention):
     """Self-attention inside windows, [B, H, W, C] -> [B, H, W, C], with a vector for each distance along each axis.
 
     softmax(q k^T / sqrt(d) + q . r_row + q . r_column) v, r by the query's position minus the key's: two tables, [2h-1,
-    d] and [2w-1, d], that all heads share (MViTv2: arXiv:2112.01526, equation 4).
+    d] and [2w-1, d], that all heads share (MViTv2: arXiv:2112.01526, section 4.1).
     """
 
     def __init__(self, dim, num_heads, window_size, *, proj_drop, dtype):
