@@ -149,6 +149,10 @@ ATTENTION = {
         dict(img_size=32, embed_dim=32, num_heads=4, depths=(1, 1), local=(True, False), mlp_ratio=2.0, num_classes=8),
     ),
     "mobilevit": ("mobilevit_xxs", MOBILEVIT),
+    "sam": (
+        "samvit_base_patch16",
+        dict(VIT, img_size=(12, 16), depth=2, global_every=2, window_size=2, neck_chans=8),
+    ),
     "caformer": ("caformer_s18", dict(MIXERS, embed_dims=(32, 128), mixers=("conv", "attention"))),
 }
 SEPARABLE, MBCONV = (Blocks("separable", 1, 3, 1, 1, 16, 0.25),), (Blocks("mbconv", 1, 3, 2, 2, 16, 0.5),)

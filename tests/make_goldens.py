@@ -5,6 +5,7 @@ authors' code, with `create_model(name, **kwargs)` and a `__version__`; NAT's th
 VISION_JAX_NAT names. VISION_JAX_PARITY_PREIMPORT names a module to import first, where torchvision does not load.
 """
 
+import functools
 import importlib
 import math
 import os
@@ -96,7 +97,18 @@ def cast(model, dtype):
             if type(module).__name__ == "PositionalEncodingFourier":
                 module.register_forward_pre_hook(widen)
                 module.register_forward_hook(restore)
+            if type(module).__name__ == "RotaryEmbeddingMixed":
+                module.get_embed = functools.partial(_doubled, module.get_embed)
     return model
+
+
+def _doubled(call, *args, **kwargs):
+    """A call that finds `.float()` to be `.double()`."""
+    torch.Tensor.float, narrow = torch.Tensor.double, torch.Tensor.float
+    try:
+        return call(*args, **kwargs)
+    finally:
+        torch.Tensor.float = narrow
 
 
 def forward(model, case, images):

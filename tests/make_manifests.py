@@ -75,15 +75,18 @@ def _lookups_uncounted():
 
     BoTNet's and HaloNet's queries meet every relative position there, also those that no key has, and BAT's matrices
     are those of a few blocks, blown up to the size of the map with zeros. Blurs are convolutions there, here means.
+    SAM's windows are projected with their padding there.
     """
     layers = [importlib.import_module(f"timm.layers.{name}") for name in ("bottleneck_attn", "halo_attn")]
     tables = importlib.import_module("timm.layers.pos_embed_rel")
     blur = importlib.import_module("timm.layers.blur_pool").BlurPool2d
+    sam = importlib.import_module("timm.models.vision_transformer_sam").Block
     bat = importlib.import_module("timm.layers.non_local_attn").BilinearAttnTransform
     places = [(module, "rel_logits_1d", _met) for module in layers]
     places.append((tables, "reindex_2d_einsum_lookup", lambda t, h, w, *_: t.new_empty(len(t), h * w, h * w)))
     places += [
         (bat, "forward", _mixed),
+        (sam, "forward", _cropped),
         (blur, "forward", lambda _, x: torch.nn.functional.avg_pool2d(x, 2, ceil_mode=True)),
     ]
     before = [(place, name, getattr(place, name)) for place, name, _ in places]
@@ -105,6 +108,20 @@ def _mixed(self, x):
     y = matrices[0] @ x.reshape(C, n, H * W // n)
     y = y.reshape(C, H * W // n, n) @ matrices[1]
     return self.conv2(y.reshape(B, C, H, W))
+
+
+def _cropped(self, x):
+    """A block of SAM that cuts the padding of its windows before their projection, in place of its own forward pass."""
+    module, attn, proj, y = sys.modules[type(self).__module__], self.attn, self.attn.proj, self.norm1(x)
+    attn.proj = torch.nn.Identity()
+    if self.window_size:
+        y, padded = module.window_partition(y, self.window_size)
+        y = module.window_unpartition(attn(y), self.window_size, x.shape[1:3], padded)
+    else:
+        y = attn(y)
+    attn.proj = proj
+    x = x + proj(y)
+    return x + self.mlp(self.norm2(x))
 
 
 def _met(q, table, permute_mask):

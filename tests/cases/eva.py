@@ -26,6 +26,14 @@ CASES = {
         size=(16, 32),
         init=dict(depth=2),
     ),
+    "rope_mixed": Case(
+        "vit_small_patch16_rope_mixed_ape_224",
+        DINO,
+        "timm:vit_small_patch16_rope_mixed_ape_224",
+        DINO,
+        size=(16, 32),
+        init=dict(depth=2),
+    ),
     "pe_core": Case(
         "vit_pe_core_base_patch16_224",
         dict(EVA02, rotary_reference=12, pool_heads=2, embed_dim=16, num_heads=4),

@@ -29,6 +29,10 @@ CASES = {
     "vit_siglip": same("vit_base_patch32_siglip_256", dict(VIT, reg_tokens=1), init=THIN),
     "vit_siglip_gap": same("vit_so400m_patch14_siglip_gap_384", EDGE, init=THIN),
     "vit_dinov2": same("vit_giant_patch14_reg4_dinov2", dict(VIT, reg_tokens=2), init=THIN),
+    "vit_clip": same("vit_base_patch32_clip_quickgelu_224", dict(VIT, depth=1), init=THIN),
+    "vit_beit3": same("beit3_base_patch16_224", dict(VIT, depth=1, final_norm=False), init=THIN),
+    "vit_norm_last": same("vit_base_patch16_rpn_224", dict(VIT, depth=1), init=THIN),
+    "aimv2": same("aimv2_large_patch14_224", dict(VIT, depth=1), init=THIN),
     "deit_distilled": same("deit_tiny_distilled_patch16_224"),
     "deit3": same("deit3_small_patch16_224"),
 }

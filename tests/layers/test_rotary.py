@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vision_jax.layers.rotary import Rotary, axial_angles, rotate
+from vision_jax.layers.rotary import MixedFrequencies, MixedRotary, Rotary, axial_angles, rotate
 
 
 def test_angles_count_rows_then_columns():
@@ -65,3 +65,29 @@ def test_rotary_of_a_grid():
                 a, b = x[0, 1 + token, 0, [first, second]]
                 wanted = a * math.cos(angle) - b * math.sin(angle), b * math.cos(angle) + a * math.sin(angle)
                 np.testing.assert_allclose(ours[0, 1 + token, 0, [first, second]], wanted, atol=1e-14)
+
+
+def test_mixed_rotary_of_a_grid():
+    """Each head turns pair by pair, by column * f_x + row * f_y; tokens before the patches stay."""
+    rng = np.random.default_rng(0)
+    x, frequencies = rng.normal(size=(1, 1 + 6, 2, 8)), rng.normal(size=(2, 2, 4))
+    with jax.enable_x64(True):
+        ours = np.asarray(MixedRotary((2, 3), 1)(jnp.asarray(x), jnp.asarray(frequencies)))
+    np.testing.assert_array_equal(ours[:, :1], x[:, :1])
+    for token, (row, column) in enumerate(np.ndindex(2, 3)):
+        for head, pair in np.ndindex(2, 4):
+            angle = column * frequencies[0, head, pair] + row * frequencies[1, head, pair]
+            a, b = x[0, 1 + token, head, 2 * pair : 2 * pair + 2]
+            wanted = a * math.cos(angle) - b * math.sin(angle), b * math.cos(angle) + a * math.sin(angle)
+            np.testing.assert_allclose(ours[0, 1 + token, head, 2 * pair : 2 * pair + 2], wanted, atol=1e-14)
+
+
+def test_mixed_frequencies_start_along_two_turned_axes():
+    """Of one length for each pair of axes, at a right angle, in a direction of each head's own."""
+    fx, fy = (np.moveaxis(np.asarray(f), -1, 0) for f in MixedFrequencies(3, 5, 8, 10.0).freqs[...])
+    assert fx.shape == (4, 3, 5)
+    for i in range(2):
+        np.testing.assert_allclose(np.hypot(fx[i], fy[i]), 10 ** -(i / 2), rtol=1e-6)
+        np.testing.assert_allclose([fx[2 + i], fy[2 + i]], [-fy[i], fx[i]], rtol=1e-6)
+    np.testing.assert_allclose(fx[1] / fx[0], 10**-0.5, rtol=1e-5)
+    assert len(np.unique(fx[0])) == 15

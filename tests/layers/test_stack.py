@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -210,6 +212,18 @@ def test_context_and_trees_pass_through():
     for scan, remat in RUNS:
         out = Stack(lambda _: Pair(), (0.0,) * 3, scan=scan, remat=remat)((jnp.zeros(C), jnp.ones(C)), None, 2.0)
         np.testing.assert_array_equal(out[0], 6.0)
+
+
+def test_each_block_gets_its_own_row():
+    """After the context, in order, where a last period is incomplete too."""
+
+    class Horner(nnx.Module):
+        def __call__(self, x, train, shift, row):
+            return 10 * x + shift + row["a"]
+
+    for (scan, remat), period in itertools.product(RUNS, (1, 2)):
+        stack = Stack(lambda _: Horner(), (0.0,) * 3, scan=scan, remat=remat, period=period)
+        np.testing.assert_array_equal(stack(jnp.zeros(()), None, 5.0, each={"a": jnp.arange(3.0)}), 567.0)
 
 
 def test_no_blocks():

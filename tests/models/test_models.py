@@ -76,7 +76,8 @@ def test_every_head(name):
     for dtype in (jnp.float32, jnp.bfloat16):
         model = create_model(name, abstract=True, dtype=dtype)
         logits = _shape(model, _images(info.config))
-        width = info.config.num_classes or model.feature_info[-1].channels
+        neck = getattr(info.config, "neck_chans", None)
+        width = info.config.num_classes or neck or model.feature_info[-1].channels
         assert (logits.shape, logits.dtype) == ((1, width), dtype)
 
 

@@ -16,7 +16,8 @@ pytestmark = pytest.mark.parity
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 7}
 TOKENS = ("vit_wee_patch16_reg1_gap_256", "vit_so150m2_patch16_reg1_gap_256", "vit_giant_patch14_reg4_dinov2",
-          "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224", "vit_base_patch16_siglip_224")  # fmt: skip
+          "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224", "vit_base_patch16_siglip_224",
+          "vit_xsmall_patch16_clip_224", "aimv2_large_patch14_224")  # fmt: skip
 RELATIVES = {
     "vitamin_small_224": ("vitamin", {"img_size": 32, "depth": 1, "num_classes": 7}),
     "beit_base_patch16_224": ("beit", SMALL),
@@ -26,6 +27,7 @@ RELATIVES = {
     "eva02_enormous_patch14_clip_224": ("eva", SMALL),
     "vit_mediumd_patch16_rope_reg1_gap_256": ("eva", SMALL),
     "vit_small_patch16_rope_ape_224": ("eva", SMALL),
+    "vit_small_patch16_rope_mixed_224": ("eva", SMALL),
     "vit_small_patch16_dinov3": ("eva", SMALL),
     "vit_pe_core_gigantic_patch14_448": ("eva", SMALL),
     "vit_pe_lang_large_patch14_448": ("eva", SMALL),
@@ -88,6 +90,35 @@ def test_big_vision_file_of_siglip_equals_timm(reference, tmp_path):
     for key, value in source.state_dict().items():
         assert torch.equal(target.state_dict()[key], value), key
         np.testing.assert_array_equal(again[key], value.numpy(), err_msg=key)
+
+
+def test_transformers_files_of_clip(reference, tmp_path):
+    """Its image tower as it is saved, and as it lies in memory, both ways; the projection has no bias and stays out."""
+    transformers, torch = reference("transformers"), reference("torch")
+    config = transformers.CLIPVisionConfig(
+        hidden_size=24, intermediate_size=96, num_hidden_layers=2, num_attention_heads=3, image_size=32, patch_size=8,
+        projection_dim=7,
+    )  # fmt: skip
+    theirs = transformers.CLIPVisionModelWithProjection(config).eval()
+    with torch.no_grad():
+        for key, leaf in theirs.state_dict().items():
+            leaf.copy_(torch.from_numpy(golden.fill(key, tuple(leaf.shape))))
+    theirs.save_pretrained(tmp_path)
+    fields = dict(SMALL, num_classes=0, abstract=True)
+    ours = vj.load_weights(vj.create_model("vit_base_patch32_clip_quickgelu_224", **fields), tmp_path, head="skip")
+    images = golden.images((32, 32))
+    with torch.no_grad():
+        wanted = theirs.vision_model(torch.from_numpy(images).permute(0, 3, 1, 2)).pooler_output.numpy()
+    np.testing.assert_allclose(vj.jit(ours)(images), wanted, rtol=0, atol=1e-4)
+    tower = theirs.vision_model.state_dict()
+    for names, prefix in (("hf", "vision_model."), ("hf_modules", "")):
+        given = vj.state_dict(ours, names)
+        assert given.keys() == {f"{prefix}{key}" for key in tower}
+        for key, leaf in tower.items():
+            np.testing.assert_array_equal(given[f"{prefix}{key}"], leaf.numpy(), err_msg=key)
+    whole = {f"vision_model.{key}": leaf for key, leaf in tower.items()} | {"logit_scale": torch.ones(())}
+    whole |= {"text_model.final_layer_norm.bias": torch.ones(3), "vision_model.embeddings.position_ids": torch.ones(1)}
+    vj.load_weights(vj.create_model("vit_base_patch32_clip_quickgelu_224", **fields), whole)
 
 
 def test_two_heads_are_a_pair_while_training_and_averaged_after(reference):

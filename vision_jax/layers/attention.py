@@ -125,7 +125,7 @@ class Attention(nnx.Module):
       qkv_bias: whether the projections to queries, keys and values have a bias.
       proj_bias: whether the projection of the result has a bias.
       qk_norm: a norm `(head_dim) -> module` on queries and keys, or None.
-      rotary: turns queries and keys, [B, N, heads, head_dim] -> the same, or None; hashable.
+      rotary: turns queries and keys, [B, N, heads, head_dim], *context -> the same, or None; hashable.
       rel_pos: a module () -> [heads, N, N], which the scores gain, or None.
       norm: a norm `(dim) -> module` on the result before its projection, or None.
       attn_drop, proj_drop: dropout of the attention weights and of the result.
@@ -144,12 +144,12 @@ class Attention(nnx.Module):
         self.norm = norm(dim) if norm else None
         self.proj = linear(dim, dim, bias=proj_bias, dtype=dtype)
 
-    def __call__(self, x, train=None):
+    def __call__(self, x, train=None, *context):
         q, k, v = self.qkv(x.reshape(x.shape[0], -1, x.shape[-1]))
         if self.q_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rotary:
-            q, k = self.rotary(q), self.rotary(k)
+            q, k = self.rotary(q, *context), self.rotary(k, *context)
         bias = self.rel_pos() if self.rel_pos else None
         probabilities = tap(self, "probabilities", attention_probabilities(q, k, bias=bias))
         out = aggregate(dropout(probabilities, self.attn_drop, train), v).reshape(x.shape)

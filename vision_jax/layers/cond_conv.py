@@ -34,10 +34,8 @@ class CondConv(Conv):
         self.kernel = param((num_experts, *one.shape), one.init)
 
     def __call__(self, x, weights):
-        x, kernels = (
-            x.astype(self.dtype),
-            jnp.tensordot(weights.astype(self.dtype), self.filters().astype(self.dtype), 1),
-        )
+        x, weights, kernels = (y.astype(self.dtype) for y in (x, weights, self.filters()))
+        kernels = jnp.tensordot(weights, kernels, 1)
         if self.pointwise:
             return jnp.einsum("bhwi,bio->bhwo", x, kernels[:, 0, 0])
         pads, wide = self.pads(x.shape[1:3]), jnp.promote_types(self.dtype, jnp.float32)

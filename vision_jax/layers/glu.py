@@ -40,18 +40,20 @@ class GLU(nnx.Module):
 
     Args:
       dim, hidden: channels in, and features of each half.
+      bias: whether biases are added.
       init, bias_init: initialisers.
       dtype: dtype of the computation.
     """
 
-    def __init__(self, dim, hidden, *, init=PLAIN, bias_init=PLAIN_BIAS, dtype=jnp.float32):
+    def __init__(self, dim, hidden, *, bias=True, init=PLAIN, bias_init=PLAIN_BIAS, dtype=jnp.float32):
         self.dtype, fans = dtype, (dim, 2 * hidden)
         self.kernel = param((dim, 2, hidden), init, fans)
-        self.bias = param((2, hidden), bias_init, fans)
+        self.bias = param((2, hidden), bias_init, fans) if bias else None
 
     def __call__(self, x):
-        kernel, bias = self.kernel[...], self.bias[...]
-        return [shift(weigh(jnp.matmul, x, kernel[:, i], self.dtype), bias[i]) for i in range(2)]
+        kernel = self.kernel[...]
+        halves = [weigh(jnp.matmul, x, kernel[:, i], self.dtype) for i in range(2)]
+        return halves if self.bias is None else [shift(y, b) for y, b in zip(halves, self.bias[...], strict=True)]
 
 
 class GatedMlp(nnx.Module):

@@ -30,10 +30,10 @@ class RelativeQueryBias(nnx.Module):
 
     def __call__(self):
         tables = (self.height_rel[...], self.width_rel[...])
-        return tuple(t[_index(n, m)] for t, n, m in zip(tables, self.queries, self.keys, strict=True))
+        return tuple(t[key_minus_query(n, m)] for t, n, m in zip(tables, self.queries, self.keys, strict=True))
 
 
 @functools.cache
-def _index(queries, keys):
+def key_minus_query(queries, keys):
     """The row of a table for each query and key, int32 [queries, keys]."""
     return (np.arange(keys) - np.arange(queries)[:, None] + keys - 1).astype(np.int32)

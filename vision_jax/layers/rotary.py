@@ -5,6 +5,9 @@ import functools
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+
+from vision_jax.parameters import param
 
 
 @functools.cache
@@ -68,6 +71,53 @@ class Rotary:
         return places if self.reference is None else places / n * self.reference
 
 
+@dataclasses.dataclass(frozen=True)
+class MixedRotary:
+    """The same by learned frequencies, which mix both axes: the angle is column * f_x + row * f_y.
+
+    RoPE-Mixed (Heo et al., 2024, arXiv:2403.13298). Called with queries or keys and a block's frequencies,
+    [2, heads, head_dim / 2], those of the column first.
+
+    Attributes:
+      grid, prefix: as in `Rotary`.
+    """
+
+    grid: tuple
+    prefix: int = 0
+
+    def __call__(self, x, frequencies):
+        rows, columns = (axis.reshape(-1, 1, 1) for axis in np.mgrid[: self.grid[0], : self.grid[1]])
+        frequencies = frequencies.astype(jnp.promote_types(x.dtype, jnp.float32))
+        turned = rotate(x[:, self.prefix :], columns * frequencies[0] + rows * frequencies[1])
+        return jnp.concatenate([x[:, : self.prefix], turned], axis=1) if self.prefix else turned
+
+
+class MixedFrequencies(nnx.Module):
+    """The frequencies of all blocks, [2, depth, heads, head_dim / 2]: () -> [depth, 2, heads, head_dim / 2]."""
+
+    def __init__(self, depth, num_heads, head_dim, temperature):
+        self.freqs = param((2, depth, num_heads, head_dim // 2), TurnedAxes(temperature))
+
+    def __call__(self):
+        return self.freqs[...].swapaxes(0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TurnedAxes:
+    """An initialiser for them: those of `Rotary`, but along two axes that each head of each block turns at random."""
+
+    temperature: float
+
+    def __call__(self, draw, shape):
+        half = shape[-1] // 2
+        magnitudes, none = self.temperature ** -(np.arange(half) / half), np.zeros(half)
+        direction = draw.normal((2, *shape[1:-1], 1))  # of the first axis; normals point everywhere alike
+        cos, sin = direction / (direction**2).sum(0) ** 0.5
+        along, across = ([magnitudes, none], [none, magnitudes]), ([none, -magnitudes], [magnitudes, none])
+        along, across = (np.array(a, np.float32).reshape(2, 1, 1, -1) for a in (along, across))
+        return cos * along + sin * across
+
+
 def rotate(x, angles, *, halves=False):
     """Turns pairs of channels, [B, *spatial, heads, head_dim] -> the same.
 
@@ -76,12 +126,12 @@ def rotate(x, angles, *, halves=False):
 
     Args:
       x: queries or keys.
-      angles: [tokens, head_dim / 2], the tokens in the order of the spatial axes.
+      angles: [tokens, head_dim / 2] or [tokens, heads, head_dim / 2], the tokens in the order of the spatial axes.
       halves: a pair is a channel of the first half and one of the second, not two neighbours.
     """
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    angles = angles.reshape(*x.shape[1:-2], 1, x.shape[-1] // 2)
-    cos, sin = np.cos(angles).astype(wide), np.sin(angles).astype(wide)
+    angles, known = angles.reshape(*x.shape[1:-2], -1, x.shape[-1] // 2), np if isinstance(angles, np.ndarray) else jnp
+    cos, sin = known.cos(angles).astype(wide), known.sin(angles).astype(wide)
     first, second = jnp.split(x, 2, axis=-1) if halves else (x[..., 0::2], x[..., 1::2])
     turned = first * cos - second * sin, second * cos + first * sin
     return (jnp.concatenate(turned, -1) if halves else jnp.stack(turned, -1).reshape(x.shape)).astype(x.dtype)

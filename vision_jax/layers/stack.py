@@ -1,6 +1,7 @@
 """A run of blocks: one after the other, or one body under `jax.lax.scan`; kept or recomputed for the gradient."""
 
 import functools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -54,13 +55,14 @@ class Stack(nnx.Module):
     def __len__(self):
         return len(self.rates)
 
-    def __call__(self, x, train=None, *context, collect=()):
+    def __call__(self, x, train=None, *context, each=None, collect=()):
         """Runs x through all blocks.
 
         Args:
           x: what the first block takes, an array or a tree of arrays.
           train: train mode or None.
           *context: handed to every block as it is.
+          each: a tree of arrays with a leading axis of blocks, or None; each block gets its own row, after the context.
           collect: indices of the blocks whose outputs are returned too.
 
         Returns:
@@ -68,19 +70,19 @@ class Stack(nnx.Module):
         """
         keys = jax.random.split(train.key(), len(self)) if train else [None] * len(self)
         if self.scan:
-            x, maps = self._scanned(x, train, keys, context, collect)
+            x, maps = self._scanned(x, train, keys, context, each, collect)
         else:
-            x, maps = self._unrolled(x, train, keys, context, collect)
+            x, maps = self._unrolled(x, train, keys, context, each, collect)
         return (x, maps) if collect else x
 
-    def _unrolled(self, x, train, keys, context, collect):
+    def _unrolled(self, x, train, keys, context, each, collect):
         maps = {}
         for i, (rate, key) in enumerate(zip(self.rates, keys, strict=True)):
-            block = getattr(self, str(i))
+            block, own = getattr(self, str(i)), () if each is None else (jax.tree.map(operator.itemgetter(i), each),)
             if self.remat is None:
-                x = block(x, Train(key, rate) if train else None, *context)
+                x = block(x, Train(key, rate) if train else None, *context, *own)
             else:
-                x = self._rematerialised(block, i, x, key, rate, context)
+                x = self._rematerialised(block, i, x, key, rate, (*context, *own))
             if i in collect:
                 maps[i] = x
         return x, [maps[i] for i in collect]
@@ -94,7 +96,7 @@ class Stack(nnx.Module):
         emit(captured, names, stacked=False)
         return x
 
-    def _scanned(self, x, train, keys, context, collect):
+    def _scanned(self, x, train, keys, context, each, collect):
         stacked = getattr(self, STACKED)
         phases = stacked.named() if isinstance(stacked, Phases) else {"": stacked}
         count, depth = len(phases), len(self)
@@ -106,15 +108,16 @@ class Stack(nnx.Module):
         rates = jnp.asarray(self.rates, jnp.float32) if train and any(self.rates) else None
 
         def block(phase, names, **options):
-            """(x, (variables, key, rate)) -> (x, (statistics, taps, output if collected)) for one of a phase."""
+            """(x, (variables, key, rate, row)) -> (x, (statistics, taps, output if collected)) for one of a phase."""
             prefix = _join(module_name(self), ".".join(filter(None, (STACKED, list(phases)[phase]))))
 
             def run(x, layer):
-                variables, key, rate = layer
+                variables, key, rate, row = layer
                 if place:
                     variables = {**variables, "params": place(prefix, variables["params"])}
                 rate = 0.0 if rate is None else rate
-                x, stats, captured = _call(statics[phase], names, variables, x, key, rate, context)
+                own = context if each is None else (*context, row)
+                x, stats, captured = _call(statics[phase], names, variables, x, key, rate, own)
                 return x, (stats, captured, x if collect else None)
 
             return jax.checkpoint(run, policy=REMAT[self.remat], **options) if self.remat is not None else run
@@ -130,9 +133,9 @@ class Stack(nnx.Module):
             return x, results
 
         def layers(index):
-            """Each phase's variables, keys and rates, `index` giving the rows of its blocks."""
-            rows = [(v, keys[j::count] if train else None, None if rates is None else rates[j::count])
-                    for j, v in enumerate(variables)]  # fmt: skip
+            """Each phase's variables, keys, rates and rows of `each`, `index` giving those of its blocks."""
+            others = (keys if train else None, rates, each)
+            rows = [(v, *jax.tree.map(lambda a, j=j: a[j::count], others)) for j, v in enumerate(variables)]
             return jax.tree.map(index, rows)
 
         periods = depth // count

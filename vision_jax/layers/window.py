@@ -28,28 +28,35 @@ class WindowAttention(nnx.Module):
       shift: (rows, columns) by which the windows are shifted.
       relative_bias: whether there is that bias.
       proj_drop: dropout of the result.
+      qkv, linear: what makes the projections, a `QKV` and a `Linear`.
       dtype: dtype of the computation; the softmax is at least float32.
     """
 
     def __init__(
-        self, dim, num_heads, window_size, shift=(0, 0), *, relative_bias=True, proj_drop=0.0, dtype=jnp.float32
-    ):
+        self, dim, num_heads, window_size, shift=(0, 0), *, relative_bias=True, proj_drop=0.0, qkv=QKV, linear=Linear,
+        dtype=jnp.float32,
+    ):  # fmt: skip
         self.window_size, self.shift, self.proj_drop = tuple(window_size), tuple(shift), proj_drop
         h, w = self.window_size
-        self.qkv = QKV(dim, num_heads, dim // num_heads, dtype=dtype)
+        self.qkv = qkv(dim, num_heads, dim // num_heads, dtype=dtype)
         table = param(((2 * h - 1) * (2 * w - 1), num_heads), trunc_normal) if relative_bias else None
         self.relative_position_bias_table = table
-        self.proj = Linear(dim, dim, dtype=dtype)
+        self.proj = linear(dim, dim, dtype=dtype)
 
     def __call__(self, x, train=None):
         q, k, v = self.qkv(pad_to_windows(x, self.window_size, self.shift))
-        table = self.relative_position_bias_table
-        bias = None if table is None else relative_bias(table[...], self.window_size)
-        attend = functools.partial(window_attention, q, k, window_size=self.window_size, shift=self.shift, bias=bias)
+        attend = functools.partial(
+            window_attention, q, k, window_size=self.window_size, shift=self.shift, **self.biases()
+        )
         offer(self, "probabilities", lambda: window_probabilities(attend, q, x.shape[1:3]))
         out = attend(v)
         out = crop_windows(out, x.shape[1:3], self.shift)
         return dropout(self.proj(out.reshape(x.shape)), self.proj_drop, train)
+
+    def biases(self):
+        """What the scores gain, as keywords of `window_attention`."""
+        table = self.relative_position_bias_table
+        return {} if table is None else {"bias": relative_bias(table[...], self.window_size)}
 
     def resample(self, leaf, array):
         """A parameter made for another window, at this one's."""

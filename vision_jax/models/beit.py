@@ -32,7 +32,7 @@ class BeitConfig(ViTConfig):
     def __post_init__(self):
         super().__post_init__()
         settle(self, class_token=True, distilled=False, reg_tokens=0, position="none")
-        settle(self, mlp="mlp", act="gelu", qk_norm=False)
+        settle(self, mlp="mlp", act="gelu", qk_norm=False, attn_norm=False, mlp_norm=False)
 
 
 class Beit(VisionTransformer):

@@ -38,7 +38,7 @@ class ViTaminConfig(ViTConfig):
         super().__post_init__()
         dims, depths = self.stem_dims, self.stem_depths
         check(len(dims) == len(depths) == 2, f"stem_dims={dims} and stem_depths={depths}: two stages")
-        settle(self, patch_size=16, mlp="mlp", act="gelu", pre_norm=False)
+        settle(self, patch_size=16, mlp="mlp", act="gelu", pre_norm=False, mlp_norm=False)
 
 
 class Bottleneck(nnx.Module):

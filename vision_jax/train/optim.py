@@ -21,7 +21,7 @@ from vision_jax.names import STACKED, dotted, map_named
 NO_DECAY = (
     r"(bias|scale|gamma)$",
     r"(_token|_pos|pos_embed|relative_position_bias_table|rpb|temperature|gating_param)(_\d+)?$",
-    r"(^|\.)(alpha|beta|A_log|D)$",
+    r"(^|\.)(alpha|beta|A_log|D|freqs)$",
     r"(^|\.)(cpb_mlp|rel_pos\.mlp)\.",
 )
 DEFAULTS = {

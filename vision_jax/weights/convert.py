@@ -4,6 +4,7 @@ A model class declares its dialects by what differs from our own dotted names, o
 the reference ("blocks.0.norm1.weight"):
 
     torch_names = {"timm": (), "hf": ((r"^head\\.", "classifier."), ...)}    # layouts of torch
+    flat_names = {"hf": ...}                 # torch's, but for a class token and positions without the axes of one
     linen_names = {"big_vision": ((r"^head\\.", "head/"), ...)}              # layouts of Flax Linen
     torch_ignore = (r"relative_position_index$",)                           # derived buffers in torch files: not read
     def torch_buffers(self): ...                    # {name: array} of those that such a file must hold, for writing it
@@ -25,7 +26,7 @@ from flax import nnx
 
 from vision_jax.errors import InputError, unknown
 from vision_jax.names import STACKED, names
-from vision_jax.weights.layouts import LINEN, TORCH, Rule, find_rule
+from vision_jax.weights.layouts import FLAT, LINEN, TORCH, Rule, find_rule
 
 
 class Dialect(NamedTuple):
@@ -47,10 +48,12 @@ class Dialect(NamedTuple):
 
 def dialects(model):
     """The dialects of a model, {name: Dialect}; the first is the default."""
-    torch, linen = getattr(model, "torch_names", {"timm": ()}), getattr(model, "linen_names", {})
+    kinds = {"torch_names": TORCH, "flat_names": FLAT, "linen_names": LINEN}
+    declared = {kind: getattr(model, kind, {"timm": ()} if kind == "torch_names" else {}) for kind in kinds}
     return {
-        **{name: Dialect(name, TORCH, renames) for name, renames in torch.items()},
-        **{name: Dialect(name, LINEN, renames) for name, renames in linen.items()},
+        **{
+            name: Dialect(name, kinds[kind], renames) for kind, own in declared.items() for name, renames in own.items()
+        },
         "ours": Dialect("ours", {}, ()),
     }
 

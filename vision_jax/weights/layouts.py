@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from flax import nnx
 
 from vision_jax.layers.affine import Affine
 from vision_jax.layers.attention import (
@@ -188,6 +189,15 @@ TORCH = {
     HeadsFirstQKV: _heads_first(),
     HeadsFirstConvQKV: _heads_first(1, 1),
 }  # fmt: skip
+
+# torch's, where a class token and positions lack the axes of one: transformers' CLIP
+FLAT = {
+    **TORCH,
+    nnx.Module: {
+        "cls_token": Rule("cls_token", lambda a, _: a.reshape(-1), lambda a, _: a[None, None]),
+        "pos_embed": Rule("pos_embed", lambda a, _: a[0], lambda a, _: a[None]),
+    },
+}
 
 LINEN = {
     QKV: {

@@ -10,7 +10,7 @@ from vision_jax.errors import InputError, unknown
 from vision_jax.functional import merge, split
 from vision_jax.registry import fill
 from vision_jax.weights.convert import dialects, entries, variable
-from vision_jax.weights.layouts import TORCH
+from vision_jax.weights.layouts import FLAT, TORCH
 from vision_jax.weights.sources import read
 
 _log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def _convert(entry, arrays):
 
 def _unexpected(model, dialect, found, arrays):
     expected = {name for entry in found for name in (*entry.names, *entry.beside)}
-    ignored = getattr(model, "torch_ignore", ()) if dialect.layout is TORCH else ()
+    ignored = getattr(model, "torch_ignore", ()) if dialect.layout in (TORCH, FLAT) else ()
     return [name for name in arrays if name not in expected and not any(re.search(p, name) for p in ignored)]
 
 

@@ -5,12 +5,10 @@ import functools
 from typing import ClassVar
 
 from vision_jax.layers.attention import QKV, Attention, FreeKeysQKV
-from vision_jax.layers.block import Block
 from vision_jax.layers.glu import GLU, GatedMlp
 from vision_jax.layers.linear import Linear
 from vision_jax.layers.mlp import Mlp
-from vision_jax.layers.norm import LayerNorm
-from vision_jax.layers.rotary import Rotary
+from vision_jax.layers.rotary import MixedFrequencies, MixedRotary, Rotary
 from vision_jax.models.vit import VisionTransformer, ViTConfig, settle
 from vision_jax.parameters import Damped, Normal, trunc_normal, zeros
 from vision_jax.registry import check
@@ -22,31 +20,24 @@ class EvaConfig(ViTConfig):
 
     Attributes:
       key_bias: whether keys have a bias, where queries and values have.
-      mlp_norm: normalise the hidden features, attn_norm: the heads' results, both before their projection.
-      norm_last: normalise what each branch gives, not what it gets (the largest EVA-02).
-      final_norm: normalise the last tokens at all.
-      rotary: None, "index" for positions counted in patches, or "centred", from -1 to 1.
+      rotary: None, "index" for positions counted in patches, "centred", from -1 to 1, or "mixed", counted in patches
+        and turned by learned frequencies that start from rotary_temperature.
       rotary_reference, rotary_temperature, rotary_offset, rotary_columns_first: as in `layers.rotary.Rotary`.
-      norm_epsilon: of all norms.
     """
 
     global_pool: str = "avg"
     key_bias: bool = False
-    mlp_norm: bool = False
-    attn_norm: bool = False
-    norm_last: bool = False
-    final_norm: bool = True
     rotary: str | None = None
     rotary_reference: int | None = None
     rotary_temperature: float = 10_000.0
     rotary_offset: float = 0.0
     rotary_columns_first: bool = False
-    norm_epsilon: float = 1e-6
 
     def __post_init__(self):
         super().__post_init__()
         settle(self, distilled=False, act="gelu", qk_norm=False)
-        check(self.rotary in (None, "index", "centred"), f"rotary={self.rotary!r}: None, 'index' or 'centred'")
+        kinds = (None, "index", "centred", "mixed")
+        check(self.rotary in kinds, f"rotary={self.rotary!r}: one of {', '.join(map(repr, kinds))}")
         width = self.embed_dim // self.num_heads
         check(
             not self.rotary or width % 4 == 0,
@@ -63,8 +54,9 @@ class Eva(VisionTransformer):
 
     def __init__(self, config):
         super().__init__(config)
-        if not config.final_norm:
-            self.norm = self.fc_norm = None
+        c, mixed = config, config.rotary == "mixed"
+        width = c.embed_dim // c.num_heads
+        self.rope = MixedFrequencies(c.depth, c.num_heads, width, c.rotary_temperature) if mixed else None
 
     @property
     def torch_names(self):
@@ -81,19 +73,16 @@ class Eva(VisionTransformer):
             names.append((r"\.mlp\.fc1\.", (".mlp.fc1_g.", ".mlp.fc1_x.")))
         return {"timm": tuple(names)}
 
-    def make_norm(self, dim):
-        """The norm of all layers."""
-        return LayerNorm(dim, epsilon=self.config.norm_epsilon, dtype=self.config.dtype)
-
-    def make_block(self, index):
-        """One of the blocks, [B, N, C] -> [B, N, C]."""
-        c, parts = self.config, dict(attn=self.make_attention(index), mlp=self.make_mlp(index), norm=self.make_norm)
-        return Block(c.embed_dim, **parts, norm_last=c.norm_last, layer_scale=c.layer_scale_init, dtype=c.dtype)
+    def block_inputs(self):
+        """The learned frequencies of each block, [depth, 2, heads, head_dim / 2], or None."""
+        return self.rope() if self.rope else None
 
     def make_attention(self, index):
         """The token mixer of a block."""
         c, rotary = self.config, None
-        if c.rotary:
+        if c.rotary == "mixed":
+            rotary = MixedRotary(self.grid, self.prefix)
+        elif c.rotary:
             centred = c.rotary == "centred"
             rotary = Rotary(
                 self.grid, self.prefix, c.rotary_temperature, c.rotary_reference, c.rotary_offset,

@@ -115,6 +115,8 @@ _register(
 )  # fmt: skip
 
 _NAVER = dict(rotary="index", rotary_temperature=100.0, rotary_columns_first=True)
+_MIXED = dict(rotary="mixed", rotary_temperature=10.0, rotary_columns_first=False)
+_APE = dict(_MIXED, position="learned")
 _register(
     (
         ("vit_small_patch16_rope_224", 21_984_232, 4.61, "naver_in1k"),
@@ -123,6 +125,12 @@ _register(
         ("vit_base_patch16_rope_ape_224", 86_585_320, 17.58, "naver_in1k", dict(position="learned")),
         ("vit_large_patch16_rope_224", 304_174_056, 61.60, "naver_in1k"),
         ("vit_large_patch16_rope_ape_224", 304_374_760, 61.60, "naver_in1k", dict(position="learned")),
+        ("vit_small_patch16_rope_mixed_224", 21_988_840, 4.61, "naver_in1k", _MIXED),
+        ("vit_small_patch16_rope_mixed_ape_224", 22_064_104, 4.61, "naver_in1k", _APE),
+        ("vit_base_patch16_rope_mixed_224", 86_444_008, 17.58, "naver_in1k", _MIXED),
+        ("vit_base_patch16_rope_mixed_ape_224", 86_594_536, 17.58, "naver_in1k", _APE),
+        ("vit_large_patch16_rope_mixed_224", 304_198_632, 61.60, "naver_in1k", _MIXED),
+        ("vit_large_patch16_rope_mixed_ape_224", 304_399_336, 61.60, "naver_in1k", _APE),
     ),
     paper="2403.13298", position="none", no_embed_class=True, global_pool="token", key_bias=True, layer_scale_init=1e-5,
     crop_pct=0.9, licence="apache-2.0", **_NAVER, **_IMAGENET,

@@ -9,10 +9,19 @@ runs over the tokens. Official repository: google-research/vision_transformer; c
 - Registers (Darcet et al., 2024, arXiv:2309.16588): tokens that belong to no patch, dropped at the end.
 - SigLIP (Zhai et al., 2023, arXiv:2303.15343; SigLIP 2: arXiv:2502.14786): no class token, a learned query attends to
   the patches. Official: google-research/big_vision.
+- CLIP's image towers (Radford et al., 2021, arXiv:2103.00020; TinyCLIP: Wu et al., 2023, arXiv:2309.12314): a norm
+  before the first block, QuickGELU in OpenAI's own. Official: openai/CLIP.
+- BEiT-3's vision expert (Wang et al., 2022, arXiv:2208.10442): a norm more in each branch, before what is projected
+  last. Official: microsoft/unilm, beit3.
+- FlexiViT (Beyer et al., 2023, arXiv:2212.08013), trained with patches of all sizes; InternViT (Chen et al., 2023,
+  arXiv:2312.14238), whose last tokens are not normalised; TIPSv2 (2026, arXiv:2604.12012); and one whose norms
+  follow the branches, as Swin V2's.
+- AIMv2 (Fini et al., 2024, arXiv:2411.14402): norms that only rescale, gated networks, no biases. Official:
+  apple/ml-aim.
 - EVA's large models (Fang et al., 2022, arXiv:2211.07636), which are plain ViTs; the others are in `models/eva`.
 """
 
-from vision_jax.models.vit import variants  # noqa: F401, registers them
+from vision_jax.models.vit import aimv2, clip, variants  # noqa: F401, registers them
 from vision_jax.models.vit.model import VisionTransformer, ViTConfig, settle
 
 __all__ = ["ViTConfig", "VisionTransformer", "settle"]

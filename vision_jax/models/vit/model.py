@@ -1,6 +1,7 @@
 """The model: tokens of patches, a stack of blocks, a head."""
 
 import dataclasses
+import functools
 import math
 from typing import ClassVar
 
@@ -14,7 +15,7 @@ from vision_jax.layers.conv import pair
 from vision_jax.layers.drop import dropout, linear_rates
 from vision_jax.layers.glu import GatedMlp
 from vision_jax.layers.linear import Linear
-from vision_jax.layers.mlp import Mlp, gelu, gelu_tanh
+from vision_jax.layers.mlp import Mlp, gelu, gelu_tanh, quick_gelu
 from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.patch import PatchEmbed
 from vision_jax.layers.position import sincos_2d
@@ -22,10 +23,10 @@ from vision_jax.layers.resample import resample_positions
 from vision_jax.layers.stack import Stack
 from vision_jax.models.base import FeatureInfo, Model, ModelConfig, block_groups, patch_grid
 from vision_jax.models.vit.dialects import BIG_VISION, HF, HF_MODULES
-from vision_jax.parameters import Normal, param, trunc_normal
+from vision_jax.parameters import Constant, Normal, ones, param, trunc_normal
 from vision_jax.registry import check
 
-_ACT = {"gelu": gelu, "gelu_tanh": gelu_tanh}
+_ACT = {"gelu": gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,15 +34,22 @@ class ViTConfig(ModelConfig):
     """A ViT.
 
     Attributes:
-      mlp: "mlp", or "swiglu", whose two halves share the hidden features. act: "gelu" or "gelu_tanh", of the former.
+      mlp: "mlp", or "swiglu", whose two halves share the hidden features. act: "gelu", "gelu_tanh" or "quick_gelu", of
+        the former.
       class_token, distilled: the class token, and DeiT's second one beside it; reg_tokens: number of registers.
       no_embed_class: positions for the patches alone, none for these tokens.
       global_pool: "token" reads the class token, "avg" averages the patches, "map" pools them by attention.
       fc_norm: normalise after pooling, not before; None means after "avg" only.
       position: "learned", "none", or "sincos2d", fixed (Better plain ViT baselines: Beyer et al., 2022,
         arXiv:2205.01580).
+      mlp_norm: normalise the hidden features, attn_norm: the heads' results, both before their projection (Magneto:
+        Wang et al., 2022, arXiv:2210.06423).
+      norm_last: normalise what each branch gives, not what it gets (Swin V2, the largest EVA-02); `layer_scale_init` is
+        then of these norms' own scales.
+      final_norm: normalise the last tokens, or what is pooled of them, at all.
       pre_norm: normalise the tokens before the first block too (CLIP); patches then have no bias.
       pool_heads, pool_mlp_ratio: of the attention that "map" pools by, where they are not the blocks'.
+      norm_epsilon: of all norms.
       drop_edge: ignore the pixels beyond the last whole patch (SigLIP's 384 at patches of 14), else refused.
     """
 
@@ -61,9 +69,14 @@ class ViTConfig(ModelConfig):
     global_pool: str = "token"
     fc_norm: bool | None = None
     position: str = "learned"
+    mlp_norm: bool = False
+    attn_norm: bool = False
+    norm_last: bool = False
+    final_norm: bool = True
     pre_norm: bool = False
     pool_heads: int | None = None
     pool_mlp_ratio: float | None = None
+    norm_epsilon: float = 1e-6
     drop_edge: bool = False
     layer_scale_init: float | None = None
     pos_drop_rate: float = 0.0
@@ -126,8 +139,9 @@ class VisionTransformer(Model):
         self.norm_pre = norm(dim) if c.pre_norm else None
         (rates,) = linear_rates(c.drop_path_rate, (c.depth,))
         self.blocks = Stack(self.make_block, rates, scan=c.scan_blocks, remat=c.remat)
-        norm_last = c.global_pool == "avg" if c.fc_norm is None else c.fc_norm
-        self.norm, self.fc_norm = (None, norm(dim)) if norm_last else (norm(dim), None)
+        pooled_first = c.global_pool == "avg" if c.fc_norm is None else c.fc_norm
+        self.norm = norm(dim) if c.final_norm and not pooled_first else None
+        self.fc_norm = norm(dim) if c.final_norm and pooled_first else None
         hidden = int(dim * (c.pool_mlp_ratio or c.mlp_ratio))
         self.attn_pool = (
             AttentionPoolLatent(dim, c.pool_heads or c.num_heads, hidden, norm=norm, act=_ACT[c.act], **kw)
@@ -146,29 +160,37 @@ class VisionTransformer(Model):
         c = self.config
         return PatchEmbed(c.in_chans, c.embed_dim, c.patch_size, bias=not c.pre_norm, dtype=c.dtype)
 
-    def make_norm(self, dim):
+    def make_norm(self, dim, scale_init=ones):
         """The norm of all layers."""
-        return LayerNorm(dim, epsilon=1e-6, dtype=self.config.dtype)
+        return LayerNorm(dim, epsilon=self.config.norm_epsilon, scale_init=scale_init, dtype=self.config.dtype)
 
     def make_block(self, index):
         """One of the blocks, [B, N, C] -> [B, N, C]."""
-        c = self.config
+        c, norm, scale = self.config, self.make_norm, self.config.layer_scale_init
+        if c.norm_last and scale is not None:
+            norm, scale = functools.partial(norm, scale_init=Constant(scale)), None
         attn, mlp = self.make_attention(index), self.make_mlp(index)
-        scale = c.layer_scale_init
-        return Block(c.embed_dim, attn=attn, mlp=mlp, norm=self.make_norm, layer_scale=scale, dtype=c.dtype)
+        return Block(
+            c.embed_dim, attn=attn, mlp=mlp, norm=norm, norm_last=c.norm_last, layer_scale=scale, dtype=c.dtype
+        )
+
+    def block_inputs(self):
+        """What each block gets beside the tokens: a tree of arrays with a leading axis of blocks, or None."""
 
     def make_attention(self, index):
         """Its token mixer."""
         c = self.config
         return Attention(
             c.embed_dim, c.num_heads, qkv_bias=c.qkv_bias, qk_norm=self.make_norm if c.qk_norm else None,
-            attn_drop=c.attn_drop_rate, proj_drop=c.proj_drop_rate, dtype=c.dtype,
+            norm=self.make_norm if c.attn_norm else None, attn_drop=c.attn_drop_rate, proj_drop=c.proj_drop_rate,
+            dtype=c.dtype,
         )  # fmt: skip
 
     def make_mlp(self, index):
         """Its channel mixer."""
         c = self.config
-        hidden, kw = int(c.embed_dim * c.mlp_ratio), dict(drop=c.proj_drop_rate, dtype=c.dtype)
+        kw = dict(norm=self.make_norm if c.mlp_norm else None, drop=c.proj_drop_rate, dtype=c.dtype)
+        hidden = int(c.embed_dim * c.mlp_ratio)
         if c.mlp == "swiglu":
             return GatedMlp(c.embed_dim, hidden // 2, **kw)
         return Mlp(c.embed_dim, hidden, act=_ACT[c.act], **kw)
@@ -197,9 +219,9 @@ class VisionTransformer(Model):
         x = dropout(x, self.config.pos_drop_rate, train)
         x = self.norm_pre(x) if self.norm_pre else x
         if pyramid:
-            _, maps = self.blocks(x, train, collect=self.indices(out_indices))
+            _, maps = self.blocks(x, train, each=self.block_inputs(), collect=self.indices(out_indices))
             return [m[:, self.prefix :].reshape(B, H, W, C) for m in maps]
-        x = self.blocks(x, train)
+        x = self.blocks(x, train, each=self.block_inputs())
         return self.norm(x) if self.norm else x
 
     def forward_head(self, x, train=None):
@@ -221,4 +243,4 @@ class VisionTransformer(Model):
 
     def layer_groups(self):
         """(pattern, group) for layer-wise decay: the embedding, each block, the head."""
-        return block_groups(r"^(patch_embed|(cls|dist|reg)_token|pos_embed|norm_pre)", {"blocks": self.blocks})
+        return block_groups(r"^(patch_embed|(cls|dist|reg)_token|pos_embed|norm_pre|rope)", {"blocks": self.blocks})

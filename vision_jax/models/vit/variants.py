@@ -1,37 +1,10 @@
 """Every published variant: what its name says, what it does not, and its weights."""
 
-import dataclasses
-import re
+import functools
 
-from vision_jax.models.vit.model import VisionTransformer, ViTConfig
-from vision_jax.registry import (
-    CLIP_MEAN,
-    CLIP_STD,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    INCEPTION_MEAN,
-    INCEPTION_STD,
-    register,
-)
+from vision_jax.models.vit.rows import register_rows
+from vision_jax.registry import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, INCEPTION_STD
 
-_SIZES = {  # width, depth, heads, and the MLP's ratio where it is not 4
-    "tiny": (192, 12, 3),
-    "wee": (256, 14, 4, 5.0),
-    "little": (320, 14, 5, 5.6),
-    "small": (384, 12, 6),
-    "medium": (512, 12, 8),
-    "mediumd": (512, 20, 8),
-    "betwixt": (640, 12, 10),
-    "base": (768, 12, 12),
-    "so150m": (896, 18, 14, 2.572),
-    "so150m2": (832, 21, 13, 34 / 13),
-    "large": (1024, 24, 16),
-    "so400m": (1152, 27, 16, 3.7362),
-    "huge": (1280, 32, 16),
-    "giant": (1408, 40, 16, 48 / 11),
-    "giantopt": (1536, 40, 16),
-    "gigantic": (1664, 48, 16, 64 / 13),
-}
 _IMAGENET = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD)
 _INCEPTION = dict(mean=INCEPTION_MEAN, std=INCEPTION_STD)
 _CLIP = dict(mean=CLIP_MEAN, std=CLIP_STD)
@@ -54,25 +27,7 @@ _SO150M2 = dict(no_embed_class=False, qkv_bias=False)
 _GIANT = dict(embed_dim=1536, num_heads=24, mlp_ratio=2 * 2.66667, mlp="swiglu")
 
 
-def _register(rows, *, paper, **shared):
-    """Registers rows (name, parameters, GMACs as timm publishes them, tags, and what differs from `shared`)."""
-    config_fields = {field.name for field in dataclasses.fields(ViTConfig)}
-    for name, params, gmacs, tags, *own in rows:
-        given = {"licence": "apache-2.0", **_said(name), **shared, **dict(*own)}
-        fields = {key: given.pop(key) for key in config_fields & given.keys()}
-        tags = {tag: _TAGS.get(tag, {}) for tag in tags.split() or [""]} if isinstance(tags, str) else tags
-        register(
-            name, VisionTransformer, ViTConfig(**fields), params=params, gmacs=gmacs, paper=paper, tags=tags, **given
-        )
-
-
-def _said(name):
-    """The config fields that a name tells: size, patches, registers, image."""
-    sizes = dict(zip(("embed_dim", "depth", "num_heads", "mlp_ratio"), _SIZES[name.split("_")[1]], strict=False))
-    number = {key: int(n) for key, n in re.findall(r"_(patch|reg|)(\d+)(?=_|$)", name)}
-    keys = {"patch": "patch_size", "reg": "reg_tokens", "": "img_size"}
-    return {**sizes, **{keys[key]: n for key, n in number.items()}}
-
+_register = functools.partial(register_rows, own=_TAGS)
 
 _register(
     (
@@ -294,4 +249,44 @@ _register(
         ),
     ),
     paper="2211.07636", global_pool="avg", crop_pct=1.0, licence="mit", **_CLIP,
+)  # fmt: skip
+_WORDS = dict(num_classes=21_843)
+_FLEXIBLE = {tag: {} for tag in ("1200ep_in1k", "600ep_in1k", "300ep_in1k")}
+_WIDER = dict.fromkeys(("1000ep_in21k", "300ep_in21k", "patch16_in21k", "patch30_in21k"), _WORDS)
+_register(
+    (
+        ("flexivit_small", 22_061_416, 5.35, _FLEXIBLE),
+        ("flexivit_base", 86_589_160, 20.29, _FLEXIBLE | _WIDER),
+        ("flexivit_large", 304_355_304, 70.99, _FLEXIBLE),
+    ),
+    paper="2212.08013", img_size=240, no_embed_class=True, crop_pct=0.95, **_INCEPTION,
+)  # fmt: skip
+_register(
+    (("vit_base_patch16_rpn_224", 86_538_472, 17.49, "sw_in1k"),),
+    paper="2111.09883", qkv_bias=False, class_token=False, global_pool="avg", norm_last=True, layer_scale_init=1e-5,
+    crop_pct=0.9, **_INCEPTION,
+)  # fmt: skip
+_BEIT3 = {tag: {} for tag in ("in22k_ft_in1k", "indomain_in22k_ft_in1k")}
+_BEIT3 |= {tag: dict(num_classes=0) for tag in ("pt", "indomain_pt")}
+_register(
+    (
+        ("beit3_base_patch16_224", 86_659_816, 17.63, _BEIT3),
+        ("beit3_large_patch16_224", 304_572_392, 61.72, _BEIT3),
+        ("beit3_giant_patch14_224", 1_013_215_592, 267.56, "", dict(mlp_ratio=4.3637)),
+        ("beit3_giant_patch14_336", 1_013_666_152, 621.52, "", dict(mlp_ratio=4.3637)),
+    ),
+    paper="2208.10442", global_pool="avg", attn_norm=True, mlp_norm=True, norm_epsilon=1e-5, crop_pct=1.0, **_IMAGENET,
+)  # fmt: skip
+_register(
+    (("vit_intern300m_patch14_448", 304_012_288, 362.05, {"ogvl_dist": dict(licence="mit"), "ogvl_2pt5": {}}),),
+    paper="2312.14238", layer_scale_init=0.1, final_norm=False, num_classes=0, crop_pct=1.0, **_IMAGENET,
+)  # fmt: skip
+_register(
+    (  # multiply-adds as counted here
+        ("vit_base_patch14_reg1_tipsv2", 86_314_752, 107.01, "webli"),
+        ("vit_large_patch14_reg1_tipsv2", 304_014_336, 362.20, "webli"),
+        ("vit_so400m_patch14_reg1_tipsv2", 413_391_600, 487.94, "webli"),
+        ("vit_giant_patch14_reg1_tipsv2", 1_135_949_312, 1292.18, "webli", _GIANT),
+    ),
+    paper="2604.12012", img_size=448, no_embed_class=True, layer_scale_init=1.0, num_classes=0, crop_pct=1.0, **_UNIT,
 )  # fmt: skip
