@@ -5,7 +5,7 @@ import json
 
 import jax
 import pytest
-from vision_jax.kernels import dispatch
+from vision_jax.kernels import dispatch, explain
 
 import tpu
 from vision_jax.parallel.chips import Chip
@@ -76,6 +76,22 @@ def test_peers_compute_the_same(name, monkeypatch):
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize(
+    "name", ["RAVLT-B stage 2, 256 x 256 map", "L2ViT-B stage 1, 64 x 64 map", "ViR-B, 4,096 tokens"]
+)
+def test_blocks_of_linear_attention_take_the_kernel(name):
+    """And have a gradient for the map and each projection."""
+    (block,) = (b for b in traffic.BLOCKS if b.name == name)
+    with jax.set_mesh(tpu.mesh("v6e")):
+        f, shapes = traffic.step(block, None)
+        assert [choice.implementation for choice in explain(f, *shapes)] == ["tpu"]
+        loss, gradients = jax.eval_shape(f, *shapes)
+    assert loss.shape == ()
+    assert [g.shape for g in gradients] == [s.shape for s in shapes]
+    assert shapes[0].shape == (block.batch, *block.size, block.heads * block.head_dim)
+
+
+@pytest.mark.heavy
 def test_a_kernel_moves_what_it_reads_and_writes(monkeypatch):
     """Of a block of windows, less than XLA's path, and no less than its operands once each."""
     block = traffic._windows("tiny", 4, 16, 4, 8, 4)
@@ -88,3 +104,4 @@ def test_a_kernel_moves_what_it_reads_and_writes(monkeypatch):
     assert 2 * operands < result["tpu"]["moved"] < result["xla"]["moved"]
     assert told == [traffic.tables([result])[-1]]
     assert told[0].startswith(f"| tiny | 4 | {result['xla']['moved'] / 1e6:,.0f} | {result['tpu']['moved'] / 1e6:,.0f}")
+    assert 0 < result["xla"]["hbm"] < result["xla"]["moved"]
