@@ -5,6 +5,7 @@ The kernels run in Pallas's interpreter, at small sizes; no test measures a time
 
 import argparse
 
+import jax.numpy as jnp
 import pytest
 from vision_jax.kernels import dispatch, tile_table
 from vision_jax.kernels.linear_attention import token_tiles
@@ -44,8 +45,15 @@ def tune(cases, seconds, device=V6E):
 
 
 def test_a_row_is_the_fastest_tile_of_all_its_cases(built):
-    """Both cases are one row's: of a tile that serves one twice as fast and not the other the mean counts."""
-    (result,), told = tune(WINDOWS, lambda tile: {4: 0.5, 8: 1.0}.get(tile, 2.0))
+    """Both cases are one row's: 4 windows are four times as fast for the first, forward and in training, not for both."""
+    seconds = iter([{4: 0.25, 8: 1.0}] * 2 + [{4: 1.0, 8: 1.0}] * 2)
+    told = []
+
+    def timed(turns, rounds):
+        now = next(seconds)
+        return {tile: [now.get(tile, 2.0)] * rounds for tile in turns}
+
+    (result,) = tuning.tune(WINDOWS, V6E, 2, 1, told.append, timed)
     assert (result["kernel"], result["call"], result["cases"]) == ("window_attention.tpu", ((4, 4), 16), [*WINDOWS])
     assert result["used"] == 8
     assert {tile: round(gain, 6) for tile, gain in result["gains"].items()} == {1: 0.5, 2: 0.5, 4: 2, 16: 0.5, 32: 0.5}
@@ -129,6 +137,20 @@ def test_candidates_are_run(monkeypatch):
         (result,), _ = tune({"tiny": case}, lambda tile: tile)
     assert result["gains"] == {16: pytest.approx(3)}
     assert result["refused"] == {32: "not compiled: too large"}
+
+
+def test_a_tile_that_leaves_no_room_for_float32_is_no_candidate(monkeypatch):
+    case, chosen = Case("linear", 1, (48,), 2, 16, {}), kernels.chosen_implementation
+
+    def narrow(case, kernel, dtype=jnp.bfloat16):
+        with tile_table.asked() as asked:
+            found = chosen(case, kernel, dtype)
+        return "xla" if dtype == jnp.float32 and asked[0].tile == 16 else found
+
+    monkeypatch.setattr(kernels, "chosen_implementation", narrow)
+    with dispatch.interpreted():
+        built = tuning._built("linear_attention.tpu", 16, case, kernels.operands(case), "tpu")
+    assert built == "not taken in float32"
 
 
 def test_without_an_accelerator_it_says_so(capsys):
