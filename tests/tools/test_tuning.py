@@ -45,7 +45,7 @@ def tune(cases, seconds, device=V6E):
 
 
 def test_a_row_is_the_fastest_tile_of_all_its_cases(built):
-    """Both cases are one row's: 4 windows are four times as fast for the first, forward and in training, not for both."""
+    """Both cases share a row: four windows at once are four times as fast for the first, not for both."""
     seconds = iter([{4: 0.25, 8: 1.0}] * 2 + [{4: 1.0, 8: 1.0}] * 2)
     told = []
 
