@@ -1,7 +1,8 @@
-"""Records every registered variant's reference: `python tests/make_manifests.py [FAMILY ...]`, all families by default.
+"""Records every registered variant's reference: `python tests/make_manifests.py [FAMILY ...]`.
 
-Built on torch's meta device, so nothing is computed: names and shapes, multiply-adds by torch's own counter, and what
-the published weights expect of an image. Needs the [parity] extra; see make_goldens.py for VISION_JAX_PARITY_PREIMPORT.
+By default all families but those that no package offers (`manifests.UNPACKAGED`). Built on torch's meta device, so
+nothing is computed: names and shapes, multiply-adds by torch's own counter, and what the published weights expect of an
+image. Needs the [parity] extra; see make_goldens.py for VISION_JAX_PARITY_PREIMPORT.
 """
 
 import contextlib
@@ -133,7 +134,7 @@ def _met(q, table, permute_mask):
 
 
 if __name__ == "__main__":
-    families = sys.argv[1:] or sorted({family_of(name) for name in vj.list_models()})
+    families = sys.argv[1:] or sorted({family_of(name) for name in vj.list_models()} - manifests.UNPACKAGED)
     for family in families:
         names = vj.list_models(family=family)
         manifests.save(family, {name: variant(name) for name in names})

@@ -2,9 +2,16 @@
 
 import dataclasses
 
+from vision_jax.kernels import tile_table
 from vision_jax.kernels.packed_heads import Heads
 
 CHUNK = 128  # tokens: their pairs fill the matrix unit, and 256 take more bundles a token on v5e and v5p
+CANDIDATES = (128, 256, 512)  # whole registers of lanes, on which the decays' tokens lie
+
+
+def largest(heads):
+    """Tokens of a chunk, at most."""
+    return tile_table.choose("causal_linear_attention.tpu", (heads.head_dim,), CHUNK, lambda: CANDIDATES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,6 +22,7 @@ class Chunks:
       batch, tokens, heads: of one device's operands.
       reverse: whether the state runs from the last token to the first.
       returns_state: whether the state after all tokens is a result.
+      size: tokens of a chunk.
     """
 
     batch: int
@@ -22,11 +30,10 @@ class Chunks:
     heads: Heads
     reverse: bool
     returns_state: bool
+    size: int = dataclasses.field(init=False)
 
-    @property
-    def size(self):
-        """Tokens of a chunk."""
-        return min(CHUNK, self.tokens)
+    def __post_init__(self):
+        object.__setattr__(self, "size", min(largest(self.heads), self.tokens))
 
     @property
     def count(self):

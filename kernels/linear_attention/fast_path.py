@@ -1,7 +1,7 @@
 """Which calls the TPU kernels take."""
 
 from vision_jax.kernels.limits import unequal
-from vision_jax.kernels.linear_attention.chunks import CHUNK
+from vision_jax.kernels.linear_attention import chunks
 from vision_jax.kernels.packed_heads import Heads
 
 LANES = 1024  # channels of a step, at most
@@ -32,8 +32,8 @@ def _causal(heads, log_decay, normalizer, chunk_size):
         return "causal with a normalizer: through XLA only"
     if log_decay is not None and log_decay.ndim == 4:
         return "decays of single channels: through XLA only"
-    if chunk_size not in (None, CHUNK):
-        return f"chunk_size={chunk_size}: the kernel's is {CHUNK}"
+    if chunk_size not in (None, largest := chunks.largest(heads)):
+        return f"chunk_size={chunk_size}: the kernel's is {largest}"
     if heads.head_dim % SUBLANES:
         return f"causal with head_dim={heads.head_dim}, no multiple of {SUBLANES}: through XLA only"
     if heads.in_step > HEADS:

@@ -4,25 +4,38 @@ import dataclasses
 import functools
 
 import jax.numpy as jnp
+from vision_jax.kernels import tile_table
 from vision_jax.kernels.limits import largest_divisor
 from vision_jax.kernels.packed_heads import Heads
 
 TILE = 2**17  # elements of a block: 1,024 tokens of 128 lanes; ten blocks, held twice, take 10 MiB in float32
 IMAGES = 8  # of a step, at most: more spill registers
 SUBLANES = 16  # tokens of a register of bfloat16, of which a block of some of the tokens is a multiple
+CANDIDATES = (256, 512, 1024, 2048, 4096)  # tokens of a tile that tuning tries
+BLOCKS = 10  # of a step of the backward pass
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenTiles:
-    """The layout of a call: a grid step takes a tile of the tokens of `step_images` images, [images, tile, lanes]."""
+    """The layout of a call: a grid step takes a tile of the tokens of `step_images` images, [images, tile, lanes].
+
+    `tile`: tokens of a tile, all, or a divisor, or what leaves a tail.
+    """
 
     batch: int
     tokens: int
     heads: Heads
+    tile: int = dataclasses.field(init=False)
 
-    @functools.cached_property
-    def tile(self):
-        """Tokens of a tile: all, or a divisor, or what leaves a tail."""
+    def __post_init__(self):
+        call = self.tokens, self.heads.head_dim
+        tile = tile_table.choose("linear_attention.tpu", call, self._rule(), self._candidates)
+        object.__setattr__(self, "tile", tile)
+
+    def _candidates(self):
+        return [n for n in CANDIDATES if n < self.tokens] + [self.tokens] * (self.tokens <= CANDIDATES[-1])
+
+    def _rule(self):
         most = TILE // self.heads.padded
         if self.tokens <= most:
             return self.tokens
@@ -49,6 +62,10 @@ class TokenTiles:
     def block(self):
         """Shape of a step's part of a tensor [B, N, C]."""
         return (self.step_images, self.tile, self.heads.lanes)
+
+    def vmem(self, itemsize):
+        """Bytes that a step of the backward pass takes: its blocks twice, because the next are fetched meanwhile."""
+        return 2 * BLOCKS * self.step_images * self.tile * self.heads.padded * itemsize
 
     def grid(self, phases):
         """(blocks of lanes, steps over the batch, phases, tiles): each phase goes through the tokens once."""

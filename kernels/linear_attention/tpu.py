@@ -82,7 +82,8 @@ def _call(kernel, phases, operands, results, normalized, epsilon, tiles):
         out_shape=[shape(name) for name in results],
         scratch_shapes=[state, total] * (2 if backward else 1),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=limits.step_vmem()
+            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
+            vmem_limit_bytes=limits.step_vmem(tiles.vmem(q.dtype.itemsize)),
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * B * N * C * heads.head_dim * (6 if backward else 2),

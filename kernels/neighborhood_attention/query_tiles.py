@@ -6,6 +6,7 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
+from vision_jax.kernels import tile_table
 from vision_jax.kernels.limits import largest_divisor, unequal, vmem
 from vision_jax.kernels.neighborhood_attention.windows import axis_windows
 from vision_jax.kernels.packed_heads import LANES, MASKED, Heads
@@ -24,6 +25,7 @@ class QueryTiles:
       batch, size, heads: of the map, its positions an axis already those of one dilation group.
       kernel_size, stride, is_causal: an axis.
       border: "shift" or "mask".
+      tile: queries of a tile, (rows, columns).
     """
 
     batch: int
@@ -33,14 +35,26 @@ class QueryTiles:
     stride: tuple
     is_causal: tuple
     border: str
+    tile: tuple = dataclasses.field(init=False)
 
-    @functools.cached_property
-    def tile(self):
-        """Queries of a tile, (rows, columns): all columns of a narrow map, so that no halo is cut off beside it."""
+    def __post_init__(self):
+        call = self.size, self.kernel_size, self.heads.head_dim
+        tile = tile_table.choose("neighborhood_attention.tpu", call, self._rule(), self._candidates)
+        object.__setattr__(self, "tile", tile)
+
+    def _rule(self):
+        """All columns of a narrow map, so that no halo is cut off beside it."""
         height, width = self.size
         candidates = (16, 8) if height > 1 else (128, 64, 32, 16, 8)
         columns = next((n for n in candidates if width % n == 0 and width > 2 * n), width)
         return largest_divisor(height, QUERIES // columns), columns
+
+    def _candidates(self):
+        """Tiles that fill the matrix unit's rows, a quarter at least and twice at most, and cut the map evenly."""
+        height, width = self.size
+        rows = [n for n in range(1, height + 1) if height % n == 0]
+        columns = [width, *(n for n in range(SUBLANES, width, SUBLANES) if width % n == 0)]
+        return [(h, w) for h in rows for w in columns if QUERIES // 4 <= h * w <= 2 * QUERIES]
 
     @functools.cached_property
     def axes(self):

@@ -5,27 +5,31 @@ import functools
 import math
 
 import jax
+from vision_jax.kernels import tile_table
 from vision_jax.kernels.limits import largest_divisor, vmem
 from vision_jax.kernels.packed_heads import LANES, Heads
 from vision_jax.kernels.window_attention.fast_path import Call, beyond
 
 SCORES = 2**15  # elements of one head's scores that are computed at once, and
 WINDOWS = 8  # windows at most: fewer leave the units idle between dependent steps, more spill registers
+CANDIDATES = (1, 2, 4, 8, 16, 32)  # windows computed at once that tuning tries
 
 
 @dataclasses.dataclass(frozen=True)
 class Bands(Call):
     """The layout of a call. `step_bands` bands of `step_images` images are one grid step.
 
-    A band is one row of windows: `window[0]` rows of the map, `dilation[0]` apart, at their full width.
+    A band is one row of windows: `window[0]` rows of the map, `dilation[0]` apart, at their full width. `at_once`:
+    windows computed at once.
     """
 
     heads: Heads
+    at_once: int = dataclasses.field(init=False)
 
-    @property
-    def at_once(self):
-        """Windows computed at once."""
-        return min(max(SCORES // self.tokens**2, 1), WINDOWS)
+    def __post_init__(self):
+        rule = min(max(SCORES // self.tokens**2, 1), WINDOWS)
+        call = self.window, self.heads.head_dim
+        object.__setattr__(self, "at_once", tile_table.choose("window_attention.tpu", call, rule, lambda: CANDIDATES))
 
     @property
     def columns(self):

@@ -7,10 +7,12 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from vision_jax.kernels import tile_table
 from vision_jax.kernels.hopper import ALIGNED, COLUMNS, MULTIPROCESSORS, ROWS, SMEM
 from vision_jax.kernels.window_attention.fast_path import Call, beyond
 
 BLOCKS = 4 * MULTIPROCESSORS  # blocks of the grid: a few for each multiprocessor, to fill each other's waiting
+CANDIDATES = tuple(n * MULTIPROCESSORS for n in (1, 2, 3, 4, 6, 8, 16))  # blocks that tuning tries
 OWN = 8_192  # bytes of shared memory that the compiler takes for itself, at most
 
 
@@ -21,10 +23,16 @@ class Runs(Call):
     In shared memory a token of a window has a slot, a row of `head_dim` channels. Copies begin at multiples of 128
     bytes there, so that between runs there may be slots without a token; up to the next multiple of 64 there are more.
     A shift cuts each run in two pieces, because in the last column of windows they lie at the two ends of the map.
+    `blocks`: of the grid, at most one more a head.
     """
 
     heads: int
     head_dim: int
+    blocks: int = dataclasses.field(init=False)
+
+    def __post_init__(self):
+        call = self.window, self.head_dim
+        object.__setattr__(self, "blocks", tile_table.choose("window_attention.gpu", call, BLOCKS, lambda: CANDIDATES))
 
     @property
     def windows(self):
@@ -66,7 +74,7 @@ class Runs(Call):
     @property
     def splits(self):
         """Blocks that share a head's windows: one takes every `splits`-th of them."""
-        return min(self.batch * self.windows, -(-BLOCKS // self.heads))
+        return min(self.batch * self.windows, -(-self.blocks // self.heads))
 
     def view(self, x):
         """[B, H, W, heads, d] as [rows of maps, tokens, channels]; dilated columns lie side by side in the channels."""

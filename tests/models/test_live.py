@@ -21,7 +21,7 @@ SMALLEST = {
         sorted(manifests.load(family).keys() - CHAOTIC),
         key=lambda name: (vj.model_info(name).reference != "timm", vj.model_info(name).params),
     )
-    for family in manifests.families()
+    for family in manifests.packaged()
 }
 
 

@@ -4,8 +4,9 @@ import argparse
 import json
 
 import jax
+import numpy as np
 import pytest
-from vision_jax.kernels import dispatch
+from vision_jax.kernels import dispatch, explain
 
 import tpu
 from vision_jax.parallel.chips import Chip
@@ -22,10 +23,12 @@ TINY = {
 
 def test_cases_are_calls_that_the_operators_take():
     """All cases, traced; each by the device's kernel where there is one, even if only by its name."""
-    assert {name.split()[0] for name in kernels.CASES} == {"swin_t", "swin_b", "nat_b", "map"}
+    models = {"swin_t", "swin_b", "nat_b", "map", "l2vit_b", "ravlt_b", "vir_b"}
+    assert {name.split()[0] for name in kernels.CASES} == models
     assert {kernels.chosen_implementation(case) for case in kernels.CASES.values()} == {"xla"}
     with jax.set_mesh(tpu.mesh("v5e")):
-        assert kernels.chosen_implementation(kernels.CASES["swin_t 1 at 224"]) == "tpu"
+        for name in ("swin_t 1 at 224", "ravlt_b 2 of 4096 tokens", "vir_b of 4096 tokens"):
+            assert kernels.chosen_implementation(kernels.CASES[name]) == "tpu"
 
 
 def test_a_kernel_that_runs_by_name_only_is_measured(monkeypatch):
@@ -38,6 +41,8 @@ def test_floors_count_what_a_call_must_do():
     case, chip = Case("window", 2, (8, 8), 3, 16, {"window_size": 4, "shift": 0}), Chip(1.0, 1.0, 1.0)
     floors = kernels.floors(case, "forward", chip)
     assert floors == {"flops": 2 * (2 * 128 * 3 * 16 * 16), "bandwidth": 4 * 128 * 3 * 16 * 2}
+    linear = kernels.floors(Case("linear", 2, (64,), 3, 16, {}), "forward", chip)
+    assert linear == floors  # a state of 16 rows costs what 16 keys do
     both = kernels.floors(case, "train", chip)
     assert both["flops"] / floors["flops"] == 7 / 2
     assert both["bandwidth"] / floors["bandwidth"] == 11 / 4
@@ -45,11 +50,12 @@ def test_floors_count_what_a_call_must_do():
 
 @pytest.mark.heavy
 def test_measures_and_writes(tmp_path, monkeypatch):
-    monkeypatch.setattr(kernels, "CASES", TINY)
+    cases = TINY | {"linear": Case("linear", 1, (6,), 2, 16, {"causal": True, "log_decay": np.zeros(2)})}
+    monkeypatch.setattr(kernels, "CASES", cases)
     files = [str(tmp_path / "out.json"), str(tmp_path / "out.md")]
     assert bench.main(["kernels", "--repeats", "1", "--calls", "2", "--json", files[0], "--markdown", files[1]]) == 0
     results = json.loads((tmp_path / "out.json").read_text())["results"]
-    assert [(row["case"], row["kind"]) for row in results] == [(n, k) for n in TINY for k in ("forward", "train")]
+    assert [(row["case"], row["kind"]) for row in results] == [(n, k) for n in cases for k in ("forward", "train")]
     assert all(seconds[0] > 0 for row in results for seconds in row["seconds"].values())
     text = (tmp_path / "out.md").read_text()
     assert text.count("| windows | xla |") == 2
@@ -76,6 +82,22 @@ def test_peers_compute_the_same(name, monkeypatch):
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize(
+    "name", ["RAVLT-B stage 2, 256 x 256 map", "L2ViT-B stage 1, 64 x 64 map", "ViR-B, 4,096 tokens"]
+)
+def test_blocks_of_linear_attention_take_the_kernel(name):
+    """And have a gradient for the map and each projection."""
+    (block,) = (b for b in traffic.BLOCKS if b.name == name)
+    with jax.set_mesh(tpu.mesh("v6e")):
+        f, shapes = traffic.step(block, None)
+        assert [choice.implementation for choice in explain(f, *shapes)] == ["tpu"]
+        loss, gradients = jax.eval_shape(f, *shapes)
+    assert loss.shape == ()
+    assert [g.shape for g in gradients] == [s.shape for s in shapes]
+    assert shapes[0].shape == (block.batch, *block.size, block.heads * block.head_dim)
+
+
+@pytest.mark.heavy
 def test_a_kernel_moves_what_it_reads_and_writes(monkeypatch):
     """Of a block of windows, less than XLA's path, and no less than its operands once each."""
     block = traffic._windows("tiny", 4, 16, 4, 8, 4)
@@ -88,3 +110,4 @@ def test_a_kernel_moves_what_it_reads_and_writes(monkeypatch):
     assert 2 * operands < result["tpu"]["moved"] < result["xla"]["moved"]
     assert told == [traffic.tables([result])[-1]]
     assert told[0].startswith(f"| tiny | 4 | {result['xla']['moved'] / 1e6:,.0f} | {result['tpu']['moved'] / 1e6:,.0f}")
+    assert 0 < result["xla"]["hbm"] < result["xla"]["moved"]

@@ -3,6 +3,7 @@
     python -m vision_jax.tools.bench resnet18 "vit_tiny*" --batch 1 8 --train
     python -m vision_jax.tools.bench resnet18 --against timm --threads 2 --json out.json --markdown out.md
     python -m vision_jax.tools.bench kernels "swin*"
+    python -m vision_jax.tools.bench kernels "swin*" --tune
     python -m vision_jax.tools.bench traffic v6e:2x4
 
 Beside a peer everything is run in turns, in one process, with as many threads on both sides; times are medians with
@@ -16,10 +17,11 @@ import shlex
 import sys
 
 from vision_jax.errors import InputError
-from vision_jax.tools.bench import kernels, machine, model_tables, models, traffic
+from vision_jax.tools.bench import kernels, machine, model_tables, models, traffic, tuning
 
 COMMANDS = {"models": models, "kernels": kernels, "traffic": traffic}
-TABLES = {"models": model_tables.tables, "kernels": kernels.tables, "traffic": traffic.tables}
+MEASURES = {"models": models, "kernels": kernels, "tune": tuning, "traffic": traffic}
+TABLES = {"models": model_tables, "kernels": kernels, "tune": tuning, "traffic": traffic}
 
 
 def main(argv=None):
@@ -30,12 +32,13 @@ def main(argv=None):
         threads = machine.use_threads(args.threads)
         environment = {"command": shlex.join(["python", "-m", "vision_jax.tools.bench", *argv])}
         environment |= machine.describe(threads)
-        results = COMMANDS[args.command].measure(args, threads, tell=lambda line: print(line, flush=True))
+        task = "tune" if getattr(args, "tune", False) else args.command
+        results = MEASURES[task].measure(args, threads, tell=lambda line: print(line, flush=True))
         if args.json:
             text = json.dumps({"environment": environment, "results": results}, indent=1)
             pathlib.Path(args.json).write_text(text + "\n")
         if args.markdown:
-            lines = [f"- {what}: `{text}`" for what, text in environment.items()] + TABLES[args.command](results)
+            lines = [f"- {what}: `{text}`" for what, text in environment.items()] + TABLES[task].tables(results)
             pathlib.Path(args.markdown).write_text("\n".join(lines) + "\n")
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -8,6 +8,7 @@ for reading every operand and writing every result once.
 
 import fnmatch
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -15,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from vision_jax.errors import InputError, unknown
-from vision_jax.kernels import dispatch, explain, neighborhood_attention, window_attention
+from vision_jax.kernels import dispatch, explain, linear_attention, neighborhood_attention, window_attention
+from vision_jax.models import vir
 from vision_jax.parallel.chips import chip_of
 from vision_jax.tools.bench import kernel_peers
 from vision_jax.tools.bench.model_tables import milliseconds, times
 from vision_jax.tools.bench.timing import interleaved, speedup, spread
 
-OPERATORS = {"window": window_attention, "neighborhood": neighborhood_attention}
+OPERATORS = {"window": window_attention, "neighborhood": neighborhood_attention, "linear": linear_attention}
 KINDS = {"forward": "Forward", "train": "Forward and backward"}
 
 
@@ -38,7 +40,9 @@ class Case(NamedTuple):
 
     @property
     def keys(self):
-        """Keys that a query sees."""
+        """Keys that a query sees; of linear attention the rows of the state."""
+        if self.operator == "linear":
+            return self.head_dim
         return self.options["window_size"] ** 2 if self.operator == "window" else self.options["kernel_size"] ** 2
 
 
@@ -58,6 +62,11 @@ def _cases():
                     out[name] = Case("neighborhood", batch, (side, side), heads, 32, {"kernel_size": kernel})
     for kernel in (7, 13, 31):
         out[f"map of 256, kernel {kernel}"] = Case("neighborhood", 4, (256, 256), 8, 64, {"kernel_size": kernel})
+    for tokens, batch in ((4096, 16), (65536, 1)):
+        out[f"l2vit_b 1 of {tokens} tokens"] = Case("linear", batch, (tokens,), 4, 32, {})
+        out[f"ravlt_b 2 of {tokens} tokens"] = Case("linear", batch, (tokens,), 2, 96, {"normalizer": True})
+        options = {"causal": True, "log_decay": vir.log_decays(12)}
+        out[f"vir_b of {tokens} tokens"] = Case("linear", batch, (tokens,), 12, 64, options)
     return out
 
 
@@ -65,10 +74,14 @@ CASES = _cases()
 
 
 def operands(case):
-    """float32 numpy arrays of a case: q, k, v, the gradient of the result, and the bias or None."""
+    """float32 numpy arrays of a case: q, k, v, the gradient of the result, and the bias or None.
+
+    Queries and keys of linear attention are positive, as features are: what normalises is then not near 0.
+    """
     rng = np.random.default_rng(0)
     shape = (case.batch, *case.size, case.heads, case.head_dim)
     maps = [rng.standard_normal(shape, np.float32) for _ in range(4)]
+    maps[:2] = map(np.abs, maps[:2]) if case.operator == "linear" else maps[:2]
     bias = rng.standard_normal((case.heads, case.keys, case.keys), np.float32) if case.bias else None
     return *maps, bias
 
@@ -80,7 +93,8 @@ def ours(case, arrays, implementation):
     bias = None if bias is None else jnp.asarray(bias)
 
     def attend(q, k, v, bias):
-        return OPERATORS[case.operator](q, k, v, bias=bias, implementation=implementation, **case.options)
+        biased = {} if bias is None else {"bias": bias}
+        return OPERATORS[case.operator](q, k, v, implementation=implementation, **biased, **case.options)
 
     def train(q, k, v, bias, d_out):
         out, pull = jax.vjp(attend, q, k, v, bias)
@@ -100,7 +114,7 @@ def floors(case, kind, chip):
     Products of forward: 2; with backward 5 more, one of which computes the scores again. Maps moved: q, k, v and the
     result; then these without the result, its gradient, and three gradients.
     """
-    tokens = case.batch * case.size[0] * case.size[1] * case.heads
+    tokens = case.batch * math.prod(case.size) * case.heads
     products, maps = (2, 4) if kind == "forward" else (7, 11)
     flops, moved = products * 2 * tokens * case.keys * case.head_dim, maps * tokens * case.head_dim * 2
     return {"flops": flops / chip.flops, "bandwidth": moved / chip.bandwidth}
@@ -111,6 +125,7 @@ def add_arguments(parser):
     parser.add_argument("cases", nargs="*", metavar="CASE", default=["*"], help="names or wildcard patterns; all")
     parser.add_argument("--repeats", type=int, default=10, help="rounds; in each, everyone has a turn")
     parser.add_argument("--calls", type=int, default=20, help="of a turn")
+    parser.add_argument("--tune", action="store_true", help="try other tile sizes instead, and print the faster ones")
     parser.add_argument("--natten_backend", help="NATTEN's name of one of its, as flex-fna; its own choice")
 
 
@@ -159,7 +174,7 @@ def measure(args, threads, tell=print):
         peers = kernel_peers.peers(case, arrays, args.natten_backend)
         for kind in KINDS:
             result = {"case": name, "kind": kind, "implementation": chosen}
-            able = {title: _turn(each, kind, args.calls) for title, each in (who | peers).items() if kind in each}
+            able = {title: turn(each, kind, args.calls) for title, each in (who | peers).items() if kind in each}
             own, *others = able
             taken = {title: [s / args.calls for s in turns] for title, turns in interleaved(able, args.repeats).items()}
             result["seconds"] = {title: spread(sample) for title, sample in taken.items()}
@@ -174,19 +189,21 @@ def measure(args, threads, tell=print):
     return results
 
 
-def chosen_implementation(case):
-    """The kernel of this device where it takes the case, by name if need be; else XLA."""
-    shape = jax.ShapeDtypeStruct((case.batch, *case.size, case.heads, case.head_dim), jnp.bfloat16)
-    bias = jax.ShapeDtypeStruct((case.heads, case.keys, case.keys), jnp.float32) if case.bias else None
-    kernel = dispatch.device()[0]
+def chosen_implementation(case, kernel=None, dtype=jnp.bfloat16):
+    """The kernel, of this device unless named, where it takes the case; else XLA."""
+    shape = jax.ShapeDtypeStruct((case.batch, *case.size, case.heads, case.head_dim), dtype)
+    biased = {"bias": jax.ShapeDtypeStruct((case.heads, case.keys, case.keys), jnp.float32)} if case.bias else {}
+    kernel = kernel or dispatch.device()[0]
     call = functools.partial(OPERATORS[case.operator], implementation=kernel, **case.options)
     try:
-        return explain(call, shape, shape, shape, bias=bias)[0].implementation
+        return explain(call, shape, shape, shape, **biased)[0].implementation
     except InputError:
         return "xla"
 
 
-def _turn(each, kind, calls):
+def turn(each, kind, calls):
+    """A turn of one of `ours`: a function that starts so many calls and waits for them."""
+
     def turn():
         for _ in range(calls):
             result = each[kind]()

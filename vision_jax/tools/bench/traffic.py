@@ -1,7 +1,9 @@
 """What an attention block moves between a TPU's memory and its core: kernel beside XLA path, as compiled.
 
 The compiler counts the bytes of its own operations, copies beside a kernel's call among them; a kernel states those of
-its blocks, each time that one is fetched. Nothing runs.
+its blocks, each time that one is fetched. In that count is what the core keeps in its own memory between operations,
+and a loop's body once: the neighborhoods' and the causal form's XLA paths are loops. The second count is of what
+crosses to the large memory (HBM), each loop as often as it runs. Nothing runs.
 """
 
 import fnmatch
@@ -14,19 +16,26 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vision_jax.errors import unknown
-from vision_jax.kernels import neighborhood_attention, window_attention
-from vision_jax.parallel import topology
+from vision_jax.kernels import linear_attention, neighborhood_attention, window_attention
+from vision_jax.layers.rotary import axial_angles, rotate
+from vision_jax.models import ravlt, vir
+from vision_jax.parallel import hlo, topology, work
 
 
 class Block(NamedTuple):
-    """An attention block: a map of H x W tokens, projected to heads of 32 channels, attended to, projected back."""
+    """An attention block: tokens, projected to heads, attended to, projected back.
+
+    `size`: (H, W) of a map, or (N,). `attend`: a function of q, k, v [batch, *size, heads, head_dim] and of the
+    implementation, and of the bias if `bias`, the shape of one, is given.
+    """
 
     name: str
     batch: int
     size: tuple
     heads: int
     attend: object
-    bias: tuple
+    bias: tuple | None = None
+    head_dim: int = 32
 
 
 def _windows(name, batch, side, heads, window, shift):
@@ -37,6 +46,33 @@ def _windows(name, batch, side, heads, window, shift):
 def _neighbors(name, batch, side, heads, kernel):
     attend = functools.partial(neighborhood_attention, kernel_size=kernel)
     return Block(name, batch, (side, side), heads, attend, (heads, 2 * kernel - 1, 2 * kernel - 1))
+
+
+def _rank_augmented(name, batch, side, heads, head_dim):
+    """RAVLT's: queries and keys are turned, but not where they normalise."""
+    angles = axial_angles(side, side, ravlt.frequencies(head_dim))
+
+    def attend(q, k, v, implementation):
+        q, k = jax.nn.elu(q) + 1, jax.nn.elu(k) + 1
+        turned = rotate(q, angles), rotate(k, angles)
+        return linear_attention(*turned, v, normalizer=(q, k), epsilon=1e-6, implementation=implementation)
+
+    return Block(name, batch, (side, side), heads, attend, head_dim=head_dim)
+
+
+def _unnormalized(name, batch, side, heads, head_dim):
+    """L2ViT's, which divides by itself."""
+
+    def attend(q, k, v, implementation):
+        return linear_attention(jax.nn.relu(q), jax.nn.relu(k), v, implementation=implementation)
+
+    return Block(name, batch, (side, side), heads, attend, head_dim=head_dim)
+
+
+def _retention(name, batch, tokens, heads, head_dim):
+    """ViR's: causal, a decay a head."""
+    attend = functools.partial(linear_attention, causal=True, log_decay=vir.log_decays(heads))
+    return Block(name, batch, (tokens,), heads, attend, head_dim=head_dim)
 
 
 BLOCKS = (
@@ -51,26 +87,30 @@ BLOCKS = (
     _neighbors("NAT-B stage 2, kernel 7", 16, 28, 8, 7),
     _neighbors("64 x 64 map, kernel 7", 4, 64, 4, 7),
     _neighbors("64 x 64 map, kernel 13", 4, 64, 4, 13),
+    _rank_augmented("RAVLT-B stage 2, 64 x 64 map", 16, 64, 2, 96),
+    _rank_augmented("RAVLT-B stage 2, 256 x 256 map", 1, 256, 2, 96),
+    _unnormalized("L2ViT-B stage 1, 64 x 64 map", 16, 64, 4, 32),
+    _unnormalized("L2ViT-B stage 1, 256 x 256 map", 1, 256, 4, 32),
+    _retention("ViR-B, 4,096 tokens", 16, 4096, 12, 64),
+    _retention("ViR-B, 65,536 tokens", 1, 65536, 12, 64),
 )
 
 
 def step(block, implementation):
     """The block's loss with its gradients, and the shapes of its arguments (bfloat16, the bias in float32)."""
-    C = 32 * block.heads
-    shapes = [
-        jax.ShapeDtypeStruct((block.batch, *block.size, C), jnp.bfloat16),
-        jax.ShapeDtypeStruct((C, 3, block.heads, 32), jnp.bfloat16),
-        jax.ShapeDtypeStruct((C, C), jnp.bfloat16),
-        jax.ShapeDtypeStruct(block.bias, jnp.float32),
-    ]
+    C = block.heads * block.head_dim
+    shapes = [(block.batch, *block.size, C), (C, 3, block.heads, block.head_dim), (C, C)]
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
+    shapes += [] if block.bias is None else [jax.ShapeDtypeStruct(block.bias, jnp.float32)]
 
-    def loss(x, qkv, out, bias):
-        q, k, v = ((x @ qkv[:, i].reshape(C, C)).reshape(*x.shape[:3], -1, 32) for i in range(3))
-        y = block.attend(q, k, v, bias=bias, implementation=implementation)
+    def loss(x, qkv, out, bias=None):
+        q, k, v = ((x @ qkv[:, i].reshape(C, C)).reshape(*x.shape[:-1], -1, block.head_dim) for i in range(3))
+        biased = {} if bias is None else {"bias": bias}
+        y = block.attend(q, k, v, implementation=implementation, **biased)
         y = y.reshape(x.shape) @ out
         return (y.astype(jnp.float32) ** 2).mean()
 
-    return jax.value_and_grad(loss, (0, 1, 2, 3)), shapes
+    return jax.value_and_grad(loss, range(len(shapes))), shapes
 
 
 def add_arguments(parser):
@@ -88,7 +128,7 @@ def measure(args, threads, tell=print):
       tell: called with a line about each block.
 
     Returns:
-      A list of dicts: "block", "batch", "xla" and "tpu" {"moved", "temporaries": bytes}.
+      A list of dicts: "block", "batch", "xla" and "tpu" {"moved", "hbm", "temporaries": bytes}.
 
     Raises:
       InputError: an unknown topology, or no block of a name.
@@ -112,18 +152,24 @@ def _bytes(block, implementation, mesh):
     shapes = [jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place) for s in shapes]
     with jax.set_mesh(mesh):
         compiled = jax.jit(f).lower(*shapes).compile()
-    moved = compiled.cost_analysis()["bytes accessed"]
-    return {"moved": moved, "temporaries": compiled.memory_analysis().temp_size_in_bytes}
+    return {
+        "moved": compiled.cost_analysis()["bytes accessed"],
+        "hbm": work.hbm_bytes(hlo.parse(compiled.as_text())),
+        "temporaries": compiled.memory_analysis().temp_size_in_bytes,
+    }
 
 
 def tables(results):
-    """Lines: MB moved by XLA and by the kernel in a forward and backward pass, their ratio, temporaries."""
-    head = "| block | batch | XLA, MB | kernel, MB | ratio | temporaries of XLA, MB | of the kernel, MB |"
-    return ["", head, "|---|--:|--:|--:|--:|--:|--:|", *map(_row, results)]
+    """Lines: MB that XLA and the kernel move in a forward and backward pass, of which to and from HBM, temporaries."""
+    counts = ("XLA, MB", "kernel, MB", "ratio")
+    head = ["block", "batch", *counts, *(f"HBM: {c}" for c in counts), "temporaries of XLA, MB", "of the kernel, MB"]
+    return ["", f"| {' | '.join(head)} |", f"|---|{'--:|' * (len(head) - 1)}", *map(_row, results)]
 
 
 def _row(result):
-    xla, kernel = result["xla"], result["tpu"]
-    figures = [f"{x / 1e6:,.0f}" for x in (xla["moved"], kernel["moved"], xla["temporaries"], kernel["temporaries"])]
-    figures.insert(2, f"{kernel['moved'] / xla['moved']:.2f}")
-    return f"| {result['block']} | {result['batch']} | {' | '.join(figures)} |"
+    cells = [result["block"], str(result["batch"])]
+    for what in ("moved", "hbm", "temporaries"):
+        xla, kernel = result["xla"][what], result["tpu"][what]
+        cells += [f"{x / 1e6:,.0f}" for x in (xla, kernel)]
+        cells += [f"{kernel / xla:.2f}"] if what != "temporaries" else []
+    return f"| {' | '.join(cells)} |"
