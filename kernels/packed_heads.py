@@ -77,7 +77,7 @@ def head_scores(heads, a, b, head):
 
 
 def softmax(scores, masked):
-    """Over the last axis: (weights not yet normalised, the factor that normalises them).
+    """Over the last axis: (weights not yet normalised, the factor that normalises them, the log-sum-exp).
 
     Args:
       scores: [n, N, M], `MASKED` or less where a key is not seen.
@@ -90,7 +90,7 @@ def softmax(scores, masked):
     total = jnp.sum(weights, -1, keepdims=True)
     if masked:
         total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
-    return weights, 1.0 / total
+    return weights, 1.0 / total, top + jnp.log(total)
 
 
 class HeadSum:

@@ -60,7 +60,7 @@ def neighborhood_attention(
     sizes, names = q.shape[1:-2], ("batch", *(None,) * (q.ndim - 3), "heads", None)
     axes = split_axes({"batch": [q.shape[0]], "heads": [q.shape[-2], k.shape[-2]]})
     local = local_shape(q.shape, names, axes)
-    used = {"additional_keys": additional_keys is not None, "return_lse": return_lse, "border='zero'": border == "zero"}
+    used = {"additional_keys": additional_keys is not None, "border='zero'": border == "zero"}
     used = [name for name in used if used[name]]
     refusal = functools.partial(query_tiles.refusal, q, k, v, local, options, bias is not None, used)
     chosen = dispatch.choose("neighborhood_attention", local, implementation, {"tpu": refusal})
@@ -72,7 +72,7 @@ def neighborhood_attention(
         return (out, lse) if return_lse else out
     from vision_jax.kernels.neighborhood_attention import tpu  # here, because Pallas takes its time to import
 
-    tiles = query_tiles.layout(local, options)
+    tiles = query_tiles.layout(local, options, bool(return_lse))
     # A dilation group is a map of its own: the groups of an image join its batch.
     q, k, v = (to_groups(x, options["dilation"]) for x in (q, k, v))
     bias = None if bias is None else bias.reshape(len(bias), -1, bias.shape[-1])
@@ -81,9 +81,12 @@ def neighborhood_attention(
         functools.partial(tpu.neighborhood_attention, scale=scale, tiles=tiles),
         (q, k, v, bias),
         (names, names, names, ("heads", None, None)),
-        names,
+        [names, names] if return_lse else names,
         axes,
     )
+    if return_lse:
+        out, lse = (from_groups(x, options["dilation"], sizes) for x in out)
+        return out, lse[..., 0]
     return from_groups(out, options["dilation"], sizes)
 
 

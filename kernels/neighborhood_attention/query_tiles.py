@@ -6,7 +6,7 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
-from vision_jax.kernels.limits import largest_divisor, unequal, vmem
+from vision_jax.kernels.limits import largest_divisor, mixed, vmem
 from vision_jax.kernels.neighborhood_attention.windows import axis_windows
 from vision_jax.kernels.packed_heads import LANES, MASKED, Heads
 
@@ -24,6 +24,7 @@ class QueryTiles:
       batch, size, heads: of the map, its positions an axis already those of one dilation group.
       kernel_size, stride, is_causal: an axis.
       border: "shift" or "mask".
+      returns_lse: whether the log-sum-exp is a result.
     """
 
     batch: int
@@ -33,6 +34,7 @@ class QueryTiles:
     stride: tuple
     is_causal: tuple
     border: str
+    returns_lse: bool = False
 
     @functools.cached_property
     def tile(self):
@@ -88,6 +90,22 @@ class QueryTiles:
         )
 
     @property
+    def rows_shape(self):
+        """Of what has one number a query and head, a row of lanes each: [B, steps, tiles, heads, queries]."""
+        return (self.batch, self.heads.steps, math.prod(self.tiles), self.heads.in_step, math.prod(self.tile))
+
+    def from_rows(self, x):
+        """`rows_shape` -> [B, H, W, heads]."""
+        x = x.reshape(self.batch, self.heads.steps, *self.tiles, self.heads.in_step, *self.tile)
+        return x.transpose(0, 2, 5, 3, 6, 1, 4).reshape(self.batch, *self.size, self.heads.count)
+
+    def to_rows(self, x):
+        """The inverse of `from_rows`."""
+        (down, across), (Th, Tw) = self.tiles, self.tile
+        x = x.reshape(self.batch, down, Th, across, Tw, self.heads.steps, self.heads.in_step)
+        return x.transpose(0, 5, 1, 3, 6, 2, 4).reshape(self.rows_shape)
+
+    @property
     def patterns(self):
         """Different sights that tiles have, (along rows, along columns)."""
         return tuple(len(axis.distance) for axis in self.axes)
@@ -134,12 +152,13 @@ def _lanes(n):
     return -(-n // LANES) * LANES
 
 
-def layout(shape, options):
-    """The layout of a call on operands of `shape`, [B, *sizes, heads, head_dim] on one device.
+def layout(shape, options, returns_lse=False):
+    """The layout of a call on queries of `shape`, [B, *sizes, heads, head_dim] on one device.
 
     Args:
-      shape: of the operands, before their dilation groups join the batch.
+      shape: of the queries, before their dilation groups join the batch.
       options: kernel_size, stride, dilation, is_causal (one an axis) and border.
+      returns_lse: whether the log-sum-exp is a result.
     """
     batch, *sizes, heads, head_dim = shape
     dilation = options["dilation"]
@@ -148,7 +167,8 @@ def layout(shape, options):
     per_axis = [(*alone, *options[name]) for name in ("kernel_size", "stride")]
     causal = (*(False for _ in alone), *options["is_causal"])
     heads = Heads(heads, head_dim)
-    return QueryTiles(batch * math.prod(dilation), (*alone, *grouped), heads, *per_axis, causal, options["border"])
+    size, batch = (*alone, *grouped), batch * math.prod(dilation)
+    return QueryTiles(batch, size, heads, *per_axis, causal, options["border"], returns_lse)
 
 
 def refusal(q, k, v, shape, options, biased, other):
@@ -166,7 +186,9 @@ def refusal(q, k, v, shape, options, biased, other):
     sizes = shape[1:-2]
     if len(sizes) > 2:
         return "maps of three axes: through XLA only"
-    reason = unequal(q, k, v)
+    if v.shape[-1] != q.shape[-1]:
+        return "v must have q's head_dim"
+    reason = mixed(q, k, v)
     if reason:
         return reason
     for n, d in zip(sizes, options["dilation"], strict=True):

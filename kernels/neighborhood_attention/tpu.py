@@ -19,33 +19,70 @@ from vision_jax.kernels.neighborhood_attention.query_tiles import SUBLANES
 from vision_jax.kernels.packed_heads import MASKED, HeadSum, concatenate, head_scores, softmax
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def neighborhood_attention(q, k, v, bias, scale, tiles):
-    """q, k, v [B, H, W, heads, head_dim], bias [heads, 2 * kernel_size - 1, ...] or None; scale a number."""
-    (out,) = _call(tiles, scale, (q, k, v), tiles.columns_table(bias), bias is not None)
-    return out
+    """The output, or (output, log-sum-exp [B, H, W, heads, 1]) where the layout returns both.
+
+    Args:
+      q: [B, H, W, heads, head_dim].
+      k, v: [B, H, W, key_heads, head_dim].
+      bias: [heads, 2 * kernel_size - 1, ...], or None.
+      scale: a number.
+      tiles: the layout.
+    """
+    out, lse = _attend(q, k, v, bias, scale, tiles)
+    return (out, lse) if tiles.returns_lse else out
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _attend(q, k, v, bias, scale, tiles):
+    operands = dict(q=q, k=_spread(k, tiles), v=_spread(v, tiles))
+    found = _call(tiles, scale, operands, ["out", *["lse"] * tiles.returns_lse], bias)
+    return found["out"].reshape(q.shape), tiles.from_rows(found["lse"])[..., None] if tiles.returns_lse else None
 
 
 def _forward(q, k, v, bias, scale, tiles):
-    return neighborhood_attention(q, k, v, bias, scale, tiles), (q, k, v, bias)
+    return _attend(q, k, v, bias, scale, tiles), (q, k, v, bias)
 
 
-def _backward(scale, tiles, residuals, d_out):
+def _backward(scale, tiles, residuals, cotangents):
     q, k, v, bias = residuals
-    columns, to_bias = jax.vjp(tiles.columns_table, bias)
-    dq, dk, dv, *d_columns = _call(tiles, scale, (q, k, v, d_out), columns, bias is not None)
-    return dq, dk.astype(k.dtype), dv.astype(v.dtype), to_bias(*d_columns)[0] if d_columns else None
+    d_out, d_lse = cotangents
+    d_lse = tiles.to_rows(d_lse) if tiles.returns_lse else None
+    operands = dict(q=q, k=_spread(k, tiles), v=_spread(v, tiles), d_out=d_out, d_lse=d_lse)
+    found = _call(tiles, scale, operands, ["dq", "dk", "dv", *["d_columns"] * (bias is not None)], bias)
+    to_bias = jax.vjp(tiles.columns_table, bias)[1]
+    d_bias = None if bias is None else to_bias(found["d_columns"])[0]
+    return found["dq"].reshape(q.shape), _gather(found["dk"], k), _gather(found["dv"], v), d_bias
 
 
-neighborhood_attention.defvjp(_forward, _backward)
+_attend.defvjp(_forward, _backward)
 
 
-def _call(tiles, scale, tensors, columns, biased):
-    """The forward kernel for (q, k, v), the backward one for (q, k, v, d_out)."""
-    backward = len(tensors) == 4
-    q, heads = tensors[0], tiles.heads
+def _spread(x, tiles):
+    """Key heads, each as often as it serves a query head."""
+    repeats = tiles.heads.count // x.shape[-2]
+    return x if repeats == 1 else jnp.repeat(x, repeats, -2)
+
+
+def _gather(gradient, x):
+    """The transpose of `_spread`: float32 [B, H, W, C] -> the gradient of x."""
+    gradient = gradient.reshape(*x.shape[:-1], -1, x.shape[-1])
+    return (gradient.sum(-2) if gradient.shape[-2] > 1 else gradient).reshape(x.shape).astype(x.dtype)
+
+
+def _call(tiles, scale, operands, results, bias):
+    """A kernel over named tensors, forward for the result "out" and backward for "dq": {name: result}.
+
+    Args:
+      tiles, scale, bias: as `neighborhood_attention` takes them.
+      operands: {name: array, or None where absent}; maps are [B, H, W, heads, head_dim].
+      results: names; maps are [B, H, W, C].
+    """
+    operands = {name: x for name, x in operands.items() if x is not None}
+    q, heads, backward, biased = operands["q"], tiles.heads, "dq" in results, bias is not None
     B, H, W, C = tiles.batch, *tiles.size, heads.channels
-    images, (Tq, Tw), (Kh, Kw), across = tiles.step_images, tiles.tile, tiles.keys, tiles.tiles[1]
+    images, (Th, Tw), (Kh, Kw), across = tiles.step_images, tiles.tile, tiles.keys, tiles.tiles[1]
+    columns = tiles.columns_table(bias)
 
     def of_tile(group, step, tile, places):
         return (step, jax.lax.div(tile, across), jax.lax.rem(tile, across), group)
@@ -54,29 +91,38 @@ def _call(tiles, scale, tensors, columns, biased):
         column = places[tile, 1] * SUBLANES if Kw < W else 0
         return (step * images, places[tile, 0], column, heads.first_lane(group))
 
-    query = pl.BlockSpec((images, Tq, Tw, heads.lanes), of_tile)
+    query = pl.BlockSpec((images, Th, Tw, heads.lanes), of_tile)
     key = pl.BlockSpec(tuple(map(pl.Element, (images, Kh, Kw, heads.lanes))), of_keys)
     whole = pl.BlockSpec((images, H, W, heads.lanes), lambda group, step, tile, places: (step, 0, 0, group))
-    N, M, in_table = Tq * Tw, Kh * Kw, heads.in_step if biased else 1
+    rows = pl.BlockSpec(
+        (images, 1, 1, *tiles.rows_shape[3:]), lambda group, step, tile, places: (step, group, tile, 0, 0)
+    )
+    N, M, in_table = Th * Tw, Kh * Kw, heads.in_step if biased else 1
     of_columns = pl.BlockSpec(
         (columns.shape[0], in_table, *columns.shape[2:]),
         lambda group, step, tile, places: (0, group if biased else 0, 0, 0, 0),
     )
+    special = dict(k=key, v=key, dk=whole, dv=whole, lse=rows, d_lse=rows, columns=of_columns, d_columns=of_columns)
+    shapes = dict(lse=tiles.rows_shape, d_columns=columns.shape, dk=(B, H, W, C), dv=(B, H, W, C))
+    out_shapes = [
+        jax.ShapeDtypeStruct(shapes[name], jnp.float32) if name in shapes
+        else jax.ShapeDtypeStruct((B, H, W, C), q.dtype) for name in results
+    ]  # fmt: skip
+    operands = {name: x if name == "d_lse" else x.reshape(B, H, W, C) for name, x in operands.items()}
+    operands["columns"] = columns
     table = pltpu.VMEM((tiles.patterns[0] * tiles.patterns[1], in_table, N, M), jnp.float32)
-    out_specs, out_shapes = [query], [jax.ShapeDtypeStruct((B, H, W, C), q.dtype)]
-    if backward:
-        out_specs += [whole, whole]
-        out_shapes += [jax.ShapeDtypeStruct((B, H, W, C), jnp.float32)] * 2
-    if backward and biased:
-        out_specs.append(of_columns)
-        out_shapes.append(jax.ShapeDtypeStruct(columns.shape, jnp.float32))
+
+    def body(places, *refs):
+        names = [*operands, *results]
+        _kernel(tiles, scale, biased, places, dict(zip(names, refs, strict=False)), *refs[len(names) :])
+
     out = pl.pallas_call(
-        functools.partial(_kernel, tiles, scale, biased, backward),
+        body,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=tiles.grid,
-            in_specs=[query, key, key, *[query] * backward, of_columns],
-            out_specs=out_specs,
+            in_specs=[special.get(name, query) for name in operands],
+            out_specs=[special.get(name, query) for name in results],
             scratch_shapes=[table] * (1 + (backward and biased)),
         ),
         out_shape=out_shapes,
@@ -88,74 +134,84 @@ def _call(tiles, scale, tensors, columns, biased):
             flops=(5 if backward else 2) * 2 * B * H * W * M * C,
             transcendentals=B * H * W * M * heads.count,
             # keys and values are read with every tile that they are beside, all else once
-            bytes_accessed=(1 + backward) * q.size * q.dtype.itemsize
-            + 2 * tiles.grid[2] * M * B * C * q.dtype.itemsize
-            + sum(x.size * x.dtype.itemsize for x in (*out_shapes, columns)),
+            bytes_accessed=2 * tiles.grid[2] * M * B * C * q.dtype.itemsize
+            + sum(x.size * x.dtype.itemsize for name, x in operands.items() if name not in ("k", "v"))
+            + sum(x.size * x.dtype.itemsize for x in out_shapes),
         ),
         interpret=dispatch.interpret(),
         name="neighborhood_attention_backward" if backward else "neighborhood_attention",
-    )(jnp.asarray(tiles.places), *(x.reshape(B, H, W, C) for x in tensors), columns)
-    results = 3 if backward else 1
-    return [x.reshape(q.shape) for x in out[:results]] + list(out[results:])
+    )(jnp.asarray(tiles.places), *operands.values())
+    return dict(zip(results, out, strict=True))
 
 
-def _kernel(tiles, scale, biased, backward, places, *refs):
-    """Forward (q, k, v, columns -> out), backward (q, k, v, d_out, columns -> dq, dk, dv, d_columns)."""
-    tensors, (columns, *refs) = refs[: 3 + backward], refs[3 + backward :]
-    outs, scratch = refs[: len(refs) - 1 - (backward and biased)], refs[len(refs) - 1 - (backward and biased) :]
-    table, *d_table = scratch
-    heads, tile, last = tiles.heads, pl.program_id(2), pl.num_programs(2) - 1
-    q, k, v, *d_out = (_tokens(ref) for ref in tensors)
+def _kernel(tiles, scale, biased, places, refs, table, d_table=None):
+    """One grid step, in VMEM; refs by the names of operands and results."""
+    heads, tile, last, backward = tiles.heads, pl.program_id(2), pl.num_programs(2) - 1, "dq" in refs
+    q, k, v = (_tokens(refs[name]) for name in "qkv")
     pattern = places[tile, 2]
 
     @pl.when((tile == 0) & (pl.program_id(1) == 0))
     def _():
-        _make_table(tiles, biased, columns, table)
-        for ref in d_table:
-            ref[...] = jnp.zeros_like(ref)
+        _make_table(tiles, biased, refs["columns"], table)
+        if d_table is not None:
+            d_table[...] = jnp.zeros_like(d_table)
 
     if backward:
-        _, dk, dv, *d_columns = outs
+        d_out = _tokens(refs["d_out"])
 
         @pl.when(tile == 0)
         def _():
-            dk[...], dv[...] = jnp.zeros_like(dk), jnp.zeros_like(dv)
+            for name in ("dk", "dv"):
+                refs[name][...] = jnp.zeros_like(refs[name])
 
     sums = [HeadSum(heads) for _ in range(3 if backward else 1)]
     for head in range(heads.in_step):
         scores = head_scores(heads, q, k, head) * scale + table[pattern, head if biased else 0][None]
-        p, norm = softmax(scores, masked=False)
+        p, norm, lse = softmax(scores, masked=False)
+        if "lse" in refs:
+            refs["lse"][:, 0, 0, head : head + 1, :] = _transposed(lse)
         if not backward:
             sums[0].add(head, p.astype(v.dtype), v, ((2,), (1,)), norm)
             continue
         p = p * norm
-        d_p = head_scores(heads, d_out[0], v, head)
-        d_scores = p * (d_p - jnp.sum(p * d_p, -1, keepdims=True))
-        for ref in d_table:
-            ref[pattern, head] += jnp.sum(d_scores, 0)
+        d_p = head_scores(heads, d_out, v, head)
+        held = jnp.sum(p * d_p, -1, keepdims=True)
+        if "d_lse" in refs:
+            held = held - _transposed(refs["d_lse"][:, 0, 0, head : head + 1, :])
+        d_scores = p * (d_p - held)
+        if d_table is not None:
+            d_table[pattern, head] += jnp.sum(d_scores, 0)
         d_scores = (d_scores * scale).astype(q.dtype)
         sums[0].add(head, d_scores, k, ((2,), (1,)))
         sums[1].add(head, d_scores, q, ((1,), (1,)))
-        sums[2].add(head, p.astype(q.dtype), d_out[0], ((1,), (1,)))
+        sums[2].add(head, p.astype(q.dtype), d_out, ((1,), (1,)))
     out, *to_keys = (total.value() for total in sums)
-    _, height, width, _ = outs[0].shape
-    out = out.astype(outs[0].dtype)
+    out_ref = refs["dq" if backward else "out"]
+    _, height, width, _ = out_ref.shape
+    out = out.astype(out_ref.dtype)
     for b in range(tiles.step_images):
         for y in range(height):
-            outs[0][b, y] = out[b, y * width : (y + 1) * width]
+            out_ref[b, y] = out[b, y * width : (y + 1) * width]
     rows, columns = tiles.keys
     place = slice(None)
     if columns < tiles.size[1]:
         place = pl.ds(pl.multiple_of(places[tile, 1] * SUBLANES, SUBLANES), columns)
-    for ref, total in zip(outs[1:3], to_keys, strict=True):
+    for name, total in zip(("dk", "dv"), to_keys, strict=False):
         for b in range(tiles.step_images):
             for y in range(rows):
-                ref[b, places[tile, 0] + y, place] += total[b, y * columns : (y + 1) * columns]
-    if d_table:
+                refs[name][b, places[tile, 0] + y, place] += total[b, y * columns : (y + 1) * columns]
+    if d_table is not None:
 
         @pl.when((tile == last) & (pl.program_id(1) == pl.num_programs(1) - 1))
         def _():
-            _sum_table(tiles, d_table[0], d_columns[0])
+            _sum_table(tiles, d_table, refs["d_columns"])
+
+
+def _transposed(x):
+    """A column [n, N, 1] -> a row [n, 1, N], or the other way: Mosaic moves a sum where it has no transposition."""
+    N = max(x.shape[1:])
+    row, column = (jax.lax.broadcasted_iota(jnp.int32, (1, N, N), axis) for axis in (1, 2))
+    return jnp.where(row == column, x, 0.0).sum(1 if x.shape[2] == 1 else 2, keepdims=True)
 
 
 def _tokens(ref):

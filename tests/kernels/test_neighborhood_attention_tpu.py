@@ -15,10 +15,10 @@ import tpu as pod
 pytestmark = pytest.mark.heavy
 
 
-def call(batch=1, size=(16, 32), heads=2, head_dim=32, kernel_size=3, bias=True, **options):
+def call(batch=1, size=(16, 32), heads=2, head_dim=32, kernel_size=3, bias=True, key_heads=None, **options):
     rng = np.random.default_rng(0)
     kernel = kernel_size if isinstance(kernel_size, tuple) else (kernel_size,) * len(size)
-    arrays = [rng.normal(size=(batch, *size, heads, head_dim)) for _ in range(3)]
+    arrays = [rng.normal(size=(batch, *size, n, head_dim)) for n in (heads, *(key_heads or heads,) * 2)]
     arrays.append(rng.normal(size=(heads, *(2 * k - 1 for k in kernel))) if bias else None)
     return jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), arrays), dict(options, kernel_size=kernel_size)
 
@@ -36,12 +36,27 @@ CALLS = {
     "dilated": call(batch=2, size=(10, 12), dilation=(2, 4), heads=1),
     "a row": call(size=(48,), kernel_size=7, dilation=2, heads=4),
     "heads across tiles": call(size=(6, 7), heads=4, head_dim=48),
+    "log-sum-exp, several tiles": call(size=(16, 24), heads=8, return_lse=True),
+    "log-sum-exp, dilated, key heads that serve three": call(
+        batch=2, size=(10, 12), dilation=2, heads=6, key_heads=2, return_lse=True
+    ),
+    "a row, log-sum-exp, one key head": call(size=(48,), kernel_size=7, heads=4, key_heads=1, return_lse=True),
 }
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_the_kernel_equals_the_xla_path(name):
     pod.assert_equals_xla(attend, *CALLS[name])
+
+
+def test_the_log_sum_exp_is_the_definition_s():
+    arrays, options = CALLS["log-sum-exp, dilated, key heads that serve three"]
+    pairs = dict(kernel_size=(3, 3), stride=(1, 1), dilation=(2, 2), is_causal=(False, False), border="shift")
+    with dispatch.interpreted():
+        found = attend(arrays, options, "tpu")
+    q, k, v, bias = arrays
+    for ours, exact in zip(found, reference.neighborhood_attention(q, k, v, bias=bias, **pairs), strict=True):
+        np.testing.assert_allclose(ours, exact, atol=1e-5, rtol=1e-5)
 
 
 def test_no_race_between_tiles():
@@ -67,20 +82,21 @@ def test_bfloat16_is_as_near_as_the_xla_path():
 
 
 def test_a_mesh_splits_batch_and_heads():
-    arrays, options = call(batch=4, size=(6, 8), heads=8, dilation=2)
+    arrays, options = call(batch=4, size=(6, 8), heads=8, key_heads=4, dilation=2)
     pod.assert_a_mesh_changes_nothing(attend, arrays, options)
 
 
 def gradient(q, k, v, bias, **options):
     def total(*a):
-        return neighborhood_attention(*a[:3], bias=a[3], **options).astype(jnp.float32).sum()
+        out = neighborhood_attention(*a[:3], bias=a[3], **options)
+        return sum(x.astype(jnp.float32).sum() for x in jax.tree.leaves(out))
 
     return jax.value_and_grad(total, (0, 1, 2, 3))(q, k, v, bias)
 
 
-def shapes(batch, size, heads, kernel_size, dtype):
-    operand = jax.ShapeDtypeStruct((batch, *size, heads, 32), dtype)
-    return [operand] * 3 + [jax.ShapeDtypeStruct((heads, *(2 * kernel_size - 1 for _ in size)), jnp.float32)]
+def shapes(batch, size, heads, kernel_size, dtype, key_heads=None):
+    operands = [jax.ShapeDtypeStruct((batch, *size, n, 32), dtype) for n in (heads, *(key_heads or heads,) * 2)]
+    return operands + [jax.ShapeDtypeStruct((heads, *(2 * kernel_size - 1 for _ in size)), jnp.float32)]
 
 
 @pytest.mark.parametrize("generation", pod.GENERATIONS)
@@ -88,6 +104,13 @@ def test_the_compilers_take_it(generation):
     """A stage of NAT in bfloat16, forward and backward, chosen without being asked for."""
     step = functools.partial(gradient, kernel_size=7)
     compiled = pod.compile_for(pod.mesh(generation), step, *shapes(2, (28, 28), 4, 7, jnp.bfloat16))
+    assert "neighborhood_attention_backward" in compiled.as_text()
+
+
+@pytest.mark.parametrize("generation", pod.GENERATIONS)
+def test_the_compilers_take_the_log_sum_exp_and_few_key_heads(generation):
+    step = functools.partial(gradient, kernel_size=7, return_lse=True)
+    compiled = pod.compile_for(pod.mesh(generation), step, *shapes(2, (28, 28), 8, 7, jnp.bfloat16, key_heads=2))
     assert "neighborhood_attention_backward" in compiled.as_text()
 
 
@@ -141,6 +164,7 @@ def test_explain_says_why_xla_runs():
     assert "border='zero'" in refused(border="zero")
     assert "dilation=3 does not divide the 16" in refused(dilation=3)
     assert "three axes" in refused((4, 4, 4))
+    assert refused(return_lse=True) == ""
     assert "too wide" in refused((200, 210))
     assert "MiB, more than VMEM has" in refused((256, 256))
     assert "empty" in refused((53, 8))
