@@ -5,7 +5,7 @@ import math
 import numbers
 
 from vision_jax.kernels import dispatch
-from vision_jax.kernels.neighborhood_attention import halves, query_tiles, xla
+from vision_jax.kernels.neighborhood_attention import fast_path, halves, query_tiles, xla
 from vision_jax.kernels.neighborhood_attention.query_tiles import from_groups, to_groups
 
 from vision_jax.errors import InputError, unknown
@@ -62,7 +62,7 @@ def neighborhood_attention(
     local = local_shape(q.shape, names, axes)
     used = {"additional_keys": additional_keys is not None, "border='zero'": border == "zero"}
     used = [name for name in used if used[name]]
-    refusal = functools.partial(query_tiles.refusal, q, k, v, local, options, bias is not None, used)
+    refusal = functools.partial(fast_path.refusal, q, k, v, local, options, bias is not None, used)
     chosen = dispatch.choose("neighborhood_attention", local, implementation, {"tpu": refusal})
     if chosen == "xla":
         out, lse = xla.neighborhood_attention(

@@ -5,18 +5,22 @@ blocks, the keys that their windows reach; nothing is copied into windows. Which
 them, is a table over the few patterns that tiles show: inside the map, at its borders, in its corners.
 
 The backward pass computes the probabilities again, tile by tile, and sums the gradients of keys and values over the
-tiles in VMEM. The operands are the only residuals.
+tiles of a band in VMEM; where bands overlap their sums are added outside. The operands are the only residuals.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from vision_jax.kernels import dispatch, limits
+from vision_jax.kernels.neighborhood_attention import pattern_table
+from vision_jax.kernels.neighborhood_attention.key_bands import join
 from vision_jax.kernels.neighborhood_attention.query_tiles import SUBLANES
-from vision_jax.kernels.packed_heads import MASKED, HeadSum, concatenate, head_scores, softmax
+from vision_jax.kernels.neighborhood_attention.tile_order import FIELDS
+from vision_jax.kernels.packed_heads import HeadSum, concatenate, head_scores, softmax
 
 
 def neighborhood_attention(q, k, v, bias, scale, tiles):
@@ -52,7 +56,8 @@ def _backward(scale, tiles, residuals, cotangents):
     found = _call(tiles, scale, operands, ["dq", "dk", "dv", *["d_columns"] * (bias is not None)], bias)
     to_bias = jax.vjp(tiles.columns_table, bias)[1]
     d_bias = None if bias is None else to_bias(found["d_columns"])[0]
-    return found["dq"].reshape(q.shape), _gather(found["dk"], k), _gather(found["dv"], v), d_bias
+    d_keys = (_gather(join(found[name], tiles.bands, tiles.size), x) for name, x in (("dk", k), ("dv", v)))
+    return found["dq"].reshape(q.shape), *d_keys, d_bias
 
 
 _attend.defvjp(_forward, _backward)
@@ -84,42 +89,52 @@ def _call(tiles, scale, operands, results, bias):
     images, (Th, Tw), (Kh, Kw), across = tiles.step_images, tiles.tile, tiles.keys, tiles.tiles[1]
     columns = tiles.columns_table(bias)
 
-    def of_tile(group, step, tile, places):
-        return (step, jax.lax.div(tile, across), jax.lax.rem(tile, across), group)
+    def of_tile(group, step, tile, places, _):
+        at = _at(places, tile)
+        return (step, at("row"), at("column"), group)
 
-    def of_keys(group, step, tile, places):
-        column = places[tile, 1] * SUBLANES if Kw < W else 0
-        return (step * images, places[tile, 0], column, heads.first_lane(group))
+    def of_keys(group, step, tile, places, _):
+        at = _at(places, tile)
+        column = at("key_column") * SUBLANES if Kw < W else 0
+        return (step * images, at("key_row"), column, heads.first_lane(group))
+
+    def of_band(group, step, tile, places, _):
+        return (step, _at(places, tile)("band"), 0, 0, group)
+
+    def of_rows(group, step, tile, places, _):
+        at = _at(places, tile)
+        return (step, group, at("row") * across + at("column"), 0, 0)
 
     query = pl.BlockSpec((images, Th, Tw, heads.lanes), of_tile)
     key = pl.BlockSpec(tuple(map(pl.Element, (images, Kh, Kw, heads.lanes))), of_keys)
-    whole = pl.BlockSpec((images, H, W, heads.lanes), lambda group, step, tile, places: (step, 0, 0, group))
-    rows = pl.BlockSpec(
-        (images, 1, 1, *tiles.rows_shape[3:]), lambda group, step, tile, places: (step, group, tile, 0, 0)
-    )
+    band_keys = tuple(bands.keys for bands in tiles.bands)
+    band = pl.BlockSpec((images, 1, *band_keys, heads.lanes), of_band)
+    rows = pl.BlockSpec((images, 1, 1, *tiles.rows_shape[3:]), of_rows)
     N, M, in_table = Th * Tw, Kh * Kw, heads.in_step if biased else 1
     of_columns = pl.BlockSpec(
         (columns.shape[0], in_table, *columns.shape[2:]),
-        lambda group, step, tile, places: (0, group if biased else 0, 0, 0, 0),
+        lambda group, step, tile, *_: (0, group if biased else 0, 0, 0, 0),
     )
-    special = dict(k=key, v=key, dk=whole, dv=whole, lse=rows, d_lse=rows, columns=of_columns, d_columns=of_columns)
-    shapes = dict(lse=tiles.rows_shape, d_columns=columns.shape, dk=(B, H, W, C), dv=(B, H, W, C))
+    special = dict(k=key, v=key, dk=band, dv=band, lse=rows, d_lse=rows, columns=of_columns, d_columns=of_columns)
+    bands_shape = (B, math.prod(len(bands.first) for bands in tiles.bands), *band_keys, C)
+    shapes = dict(lse=tiles.rows_shape, d_columns=columns.shape, dk=bands_shape, dv=bands_shape)
     out_shapes = [
         jax.ShapeDtypeStruct(shapes[name], jnp.float32) if name in shapes
         else jax.ShapeDtypeStruct((B, H, W, C), q.dtype) for name in results
     ]  # fmt: skip
     operands = {name: x if name == "d_lse" else x.reshape(B, H, W, C) for name, x in operands.items()}
     operands["columns"] = columns
-    table = pltpu.VMEM((tiles.patterns[0] * tiles.patterns[1], in_table, N, M), jnp.float32)
+    table = pltpu.VMEM((tiles.slots(biased), in_table, N, M), jnp.float32)
 
-    def body(places, *refs):
+    def body(places, rows_of, *refs):
         names = [*operands, *results]
-        _kernel(tiles, scale, biased, places, dict(zip(names, refs, strict=False)), *refs[len(names) :])
+        at = _at(places, pl.program_id(2))
+        _kernel(tiles, scale, biased, at, rows_of, dict(zip(names, refs, strict=False)), *refs[len(names) :])
 
     out = pl.pallas_call(
         body,
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=1,
+            num_scalar_prefetch=2,
             grid=tiles.grid,
             in_specs=[special.get(name, query) for name in operands],
             out_specs=[special.get(name, query) for name in results],
@@ -140,33 +155,46 @@ def _call(tiles, scale, operands, results, bias):
         ),
         interpret=dispatch.interpret(),
         name="neighborhood_attention_backward" if backward else "neighborhood_attention",
-    )(jnp.asarray(tiles.places), *operands.values())
+    )(jnp.asarray(tiles.places(biased)), jnp.asarray(tiles.rows_of(biased)), *operands.values())
     return dict(zip(results, out, strict=True))
 
 
-def _kernel(tiles, scale, biased, places, refs, table, d_table=None):
-    """One grid step, in VMEM; refs by the names of operands and results."""
-    heads, tile, last, backward = tiles.heads, pl.program_id(2), pl.num_programs(2) - 1, "dq" in refs
-    q, k, v = (_tokens(refs[name]) for name in "qkv")
-    pattern = places[tile, 2]
+def _at(places, tile):
+    """A function that reads a field of a tile."""
+    return lambda name: places[FIELDS.index(name), tile]
 
-    @pl.when((tile == 0) & (pl.program_id(1) == 0))
+
+def _kernel(tiles, scale, biased, at, rows_of, refs, table, d_table=None):
+    """One grid step, in VMEM; `at` reads a field of the tile, refs are by the names of operands and results."""
+    heads, backward, slot = tiles.heads, "dq" in refs, at("slot")
+    q, k, v = (_tokens(refs[name]) for name in "qkv")
+    opens, closes = at("opens_slot") == 1, at("closes_slot") == 1
+    if tiles.slots(biased) == math.prod(tiles.patterns):  # a table serves all images
+        opens, closes = opens & (pl.program_id(1) == 0), closes & (pl.program_id(1) == pl.num_programs(1) - 1)
+
+    if d_table is not None:
+
+        @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0))
+        def _():
+            refs["d_columns"][...] = jnp.zeros_like(refs["d_columns"])
+
+    @pl.when(opens)
     def _():
-        _make_table(tiles, biased, refs["columns"], table)
+        pattern_table.make(tiles, at, rows_of, refs["columns"], table)
         if d_table is not None:
-            d_table[...] = jnp.zeros_like(d_table)
+            d_table[slot] = jnp.zeros(d_table.shape[1:], d_table.dtype)
 
     if backward:
         d_out = _tokens(refs["d_out"])
 
-        @pl.when(tile == 0)
+        @pl.when(at("opens_band") == 1)
         def _():
             for name in ("dk", "dv"):
                 refs[name][...] = jnp.zeros_like(refs[name])
 
     sums = [HeadSum(heads) for _ in range(3 if backward else 1)]
     for head in range(heads.in_step):
-        scores = head_scores(heads, q, k, head) * scale + table[pattern, head if biased else 0][None]
+        scores = head_scores(heads, q, k, head) * scale + table[slot, head if biased else 0][None]
         p, norm, lse = softmax(scores, masked=False)
         if "lse" in refs:
             refs["lse"][:, 0, 0, head : head + 1, :] = _transposed(lse)
@@ -180,7 +208,7 @@ def _kernel(tiles, scale, biased, places, refs, table, d_table=None):
             held = held - _transposed(refs["d_lse"][:, 0, 0, head : head + 1, :])
         d_scores = p * (d_p - held)
         if d_table is not None:
-            d_table[pattern, head] += jnp.sum(d_scores, 0)
+            d_table[slot, head] += jnp.sum(d_scores, 0)
         d_scores = (d_scores * scale).astype(q.dtype)
         sums[0].add(head, d_scores, k, ((2,), (1,)))
         sums[1].add(head, d_scores, q, ((1,), (1,)))
@@ -194,17 +222,17 @@ def _kernel(tiles, scale, biased, places, refs, table, d_table=None):
             out_ref[b, y] = out[b, y * width : (y + 1) * width]
     rows, columns = tiles.keys
     place = slice(None)
-    if columns < tiles.size[1]:
-        place = pl.ds(pl.multiple_of(places[tile, 1] * SUBLANES, SUBLANES), columns)
+    if columns < tiles.bands[1].keys:
+        place = pl.ds(pl.multiple_of(at("band_column") * SUBLANES, SUBLANES), columns)
     for name, total in zip(("dk", "dv"), to_keys, strict=False):
         for b in range(tiles.step_images):
             for y in range(rows):
-                refs[name][b, places[tile, 0] + y, place] += total[b, y * columns : (y + 1) * columns]
+                refs[name][b, 0, at("band_row") + y, place] += total[b, y * columns : (y + 1) * columns]
     if d_table is not None:
 
-        @pl.when((tile == last) & (pl.program_id(1) == pl.num_programs(1) - 1))
+        @pl.when(closes)
         def _():
-            _sum_table(tiles, d_table, refs["d_columns"])
+            pattern_table.add(tiles, at, rows_of, d_table, refs["d_columns"])
 
 
 def _transposed(x):
@@ -218,41 +246,3 @@ def _tokens(ref):
     """A block [n, rows, columns, lanes] -> [n, rows * columns, lanes]."""
     n, rows, _, _ = ref.shape
     return jnp.stack([concatenate([ref[b, y] for y in range(rows)]) for b in range(n)])
-
-
-def _make_table(tiles, biased, columns, table):
-    """Bias and mask of whole tiles, [patterns, heads, queries, keys], of those along the columns."""
-    (Th, Tw), (Kh, Kw), (across_rows, across) = tiles.tile, tiles.keys, tiles.patterns
-    unseen = jnp.full((Tw, Kw), MASKED, jnp.float32)
-
-    def make(n, _):
-        pattern, head = jax.lax.div(n, columns.shape[1]), jax.lax.rem(n, columns.shape[1])
-        for of_rows in range(across_rows):
-            for query in range(Th):
-                found = [tiles.row_of(of_rows, query, key, biased) for key in range(Kh)]
-                row = [unseen if place is None else columns[pattern, head, place] for place in found]
-                place = slice(query * Tw, (query + 1) * Tw)
-                table[of_rows * across + pattern, head, place] = jnp.concatenate(row, 1) if Kh > 1 else row[0]
-
-    jax.lax.fori_loop(0, across * columns.shape[1], make, None)
-
-
-def _sum_table(tiles, d_table, d_columns):
-    """The transpose of `_make_table`."""
-    (Th, Tw), (Kh, Kw), (across_rows, across) = tiles.tile, tiles.keys, tiles.patterns
-    heads = d_columns.shape[1]
-
-    def add(n, _):
-        pattern, head = jax.lax.div(n, heads), jax.lax.rem(n, heads)
-        sums = {}
-        for of_rows in range(across_rows):
-            for query in range(Th):
-                row = d_table[of_rows * across + pattern, head, query * Tw : (query + 1) * Tw]
-                for key in range(Kh):
-                    if (place := tiles.row_of(of_rows, query, key, True)) is not None:
-                        part = row[:, key * Kw : (key + 1) * Kw]
-                        sums[place] = sums[place] + part if place in sums else part
-        for place in range(d_columns.shape[2]):
-            d_columns[pattern, head, place] = sums.get(place, jnp.zeros((Tw, Kw), jnp.float32))
-
-    jax.lax.fori_loop(0, across * heads, add, None)

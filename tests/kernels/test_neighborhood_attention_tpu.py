@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 from vision_jax.kernels import dispatch, explain, neighborhood_attention
-from vision_jax.kernels.neighborhood_attention import reference
+from vision_jax.kernels.neighborhood_attention import key_bands, query_tiles, reference
 
 import tpu as pod
 
@@ -47,6 +47,35 @@ CALLS = {
 @pytest.mark.parametrize("name", CALLS)
 def test_the_kernel_equals_the_xla_path(name):
     pod.assert_equals_xla(attend, *CALLS[name])
+
+
+BANDED = {
+    "bands in both axes": call(batch=2, size=(32, 48), kernel_size=(5, 3)),
+    "log-sum-exp, strided, masked border": call(size=(24, 48), stride=(3, 2), border="mask", return_lse=True),
+    "a row": call(size=(192,), kernel_size=7, is_causal=True, bias=False),
+}
+
+
+@pytest.mark.parametrize("name", BANDED)
+def test_a_large_map_is_taken_in_bands(name, monkeypatch):
+    """As it is where a band has room for 800 keys of 128 lanes, and no table for more than one pattern."""
+    arrays, options = BANDED[name]
+    monkeypatch.setattr(key_bands, "SUMS", 128 * (800 if arrays[0].ndim > 4 else 150))
+    monkeypatch.setattr(query_tiles, "HELD", 0)
+    pod.assert_equals_xla(attend, arrays, options)
+
+
+def test_what_a_band_takes_does_not_grow_with_the_map():
+    def sums(*size):
+        options = dict(kernel_size=(31, 31), stride=(1, 1), dilation=(1, 1), is_causal=(False, False), border="shift")
+        bands = query_tiles.layout((1, *size, 4, 32), options).bands
+        return [len(cut.first) for cut in bands], 128 * np.prod([cut.keys for cut in bands])
+
+    assert sums(64, 64) == ([1, 1], 128 * 64 * 64)
+    for size in ((256, 256), (1024, 1024)):
+        bands, elements = sums(*size)
+        assert min(bands) > 1
+        assert elements <= key_bands.SUMS
 
 
 def test_the_log_sum_exp_is_the_definition_s():
@@ -96,7 +125,7 @@ def gradient(q, k, v, bias, **options):
 
 def shapes(batch, size, heads, kernel_size, dtype, key_heads=None):
     operands = [jax.ShapeDtypeStruct((batch, *size, n, 32), dtype) for n in (heads, *(key_heads or heads,) * 2)]
-    return operands + [jax.ShapeDtypeStruct((heads, *(2 * kernel_size - 1 for _ in size)), jnp.float32)]
+    return [*operands, jax.ShapeDtypeStruct((heads, *(2 * kernel_size - 1 for _ in size)), jnp.float32)]
 
 
 @pytest.mark.parametrize("generation", pod.GENERATIONS)
@@ -129,19 +158,29 @@ STAGES = {  # (size, heads, kernel_size, dilation): NAT-B's at 224 pixels, DiNAT
     "128 x 128 of 7": ((128, 128), 4, 7, 1),
     "128 x 128 of 13": ((128, 128), 4, 13, 1),
     "a row of 4,096": ((4096,), 4, 13, 1),
+    "a row of 65,536": ((65536,), 4, 13, 1),
+    "256 x 256 of 7": ((256, 256), 4, 7, 1),
+    "256 x 256 of 13": ((256, 256), 4, 13, 1),
+    "256 x 256 of 31": ((256, 256), 4, 31, 1),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "generation"), pod.in_turns(STAGES, ["nat_b 1", "128 x 128 of 13"]))
+@pytest.mark.parametrize(
+    ("stage", "generation"), pod.in_turns(STAGES, ["nat_b 1", "128 x 128 of 13", "256 x 256 of 31"])
+)
 def test_stages_of_models_compile(stage, generation):
     size, heads, kernel_size, dilation = STAGES[stage]
-    # not float32 of a large map, where the gradient's sums leave it no room in VMEM: XLA takes it, see `explain`
-    fits = len(size) == 1 or max(size) <= 64
-    for dtype in (jnp.bfloat16, jnp.float32)[: 2 if fits else 1]:
+    for dtype in (jnp.bfloat16, jnp.float32):
         options = dict(kernel_size=kernel_size, dilation=dilation, implementation="tpu")
         step = functools.partial(gradient, **options)
         pod.compile_for(pod.mesh(generation), step, *shapes(2, size, heads, kernel_size, dtype))
+
+
+def test_a_large_map_compiles():
+    step = functools.partial(gradient, kernel_size=7)
+    compiled = pod.compile_for(pod.mesh("v5e"), step, *shapes(1, (256, 256), 4, 7, jnp.bfloat16))
+    assert "neighborhood_attention_backward" in compiled.as_text()
 
 
 def test_a_pod_needs_no_collective_on_a_map():
@@ -166,5 +205,6 @@ def test_explain_says_why_xla_runs():
     assert "three axes" in refused((4, 4, 4))
     assert refused(return_lse=True) == ""
     assert "too wide" in refused((200, 210))
-    assert "MiB, more than VMEM has" in refused((256, 256))
+    assert refused((256, 256), kernel_size=31) == ""
+    assert "MiB, more than VMEM has" in refused((256, 256), kernel_size=127)
     assert "empty" in refused((53, 8))
