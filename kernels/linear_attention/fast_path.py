@@ -24,12 +24,16 @@ def refusal(q, k, v, shape, *, causal, log_decay, normalizer, epsilon, has_state
     heads = Heads(*shape[-2:])
     if heads.lanes > LANES:
         return f"{heads.count} heads of {heads.head_dim} do not divide into blocks of at most {LANES} channels"
-    return _causal(heads, log_decay, normalizer, chunk_size) if causal else _global(epsilon, has_state)
+    if not isinstance(epsilon, (int, float)):
+        return f"epsilon must be a Python number, not {type(epsilon).__name__}"
+    if causal:
+        return _causal(heads, log_decay, normalizer, chunk_size)
+    return "a state without causal: through XLA only" if has_state else None
 
 
 def _causal(heads, log_decay, normalizer, chunk_size):
-    if normalizer is not None:
-        return "causal with a normalizer: through XLA only"
+    if normalizer is not None and normalizer is not True:
+        return "causal with a normalizer (qn, kn): through XLA only"
     if log_decay is not None and log_decay.ndim == 4:
         return "decays of single channels: through XLA only"
     if chunk_size not in (None, CHUNK):
@@ -38,12 +42,4 @@ def _causal(heads, log_decay, normalizer, chunk_size):
         return f"causal with head_dim={heads.head_dim}, no multiple of {SUBLANES}: through XLA only"
     if heads.in_step > HEADS:
         return f"causal with {heads.in_step} heads in a block of {heads.lanes} channels, more than {HEADS}"
-    return None
-
-
-def _global(epsilon, has_state):
-    if has_state:
-        return "a state without causal: through XLA only"
-    if not isinstance(epsilon, (int, float)):
-        return f"epsilon must be a Python number, not {type(epsilon).__name__}"
     return None

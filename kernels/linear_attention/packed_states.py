@@ -64,6 +64,27 @@ def head_sum(heads, x, dtype):
     return _concatenate(part(size, lanes) for size, lanes in _parts(heads))
 
 
+def own_sum(heads, head, x):
+    """The sum over one head's lanes, [1, n, lanes] -> [1, n, 1]."""
+    lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 2)
+    own = (lane >= head * heads.head_dim) & (lane < (head + 1) * heads.head_dim)
+    return jnp.where(own, x, 0.0).sum(2, keepdims=True)
+
+
+def spread(heads, columns):
+    """A column of each head in all of its lanes, [1, n, 1] each -> [1, n, lanes]."""
+    out, shape = columns[0], (1, columns[0].shape[1], heads.lanes)
+    lane = jax.lax.broadcasted_iota(jnp.int32, shape, 2)
+    for head, column in enumerate(columns[1:], 1):
+        out = jnp.where(lane >= head * heads.head_dim, column, out)
+    return jnp.broadcast_to(out, shape)
+
+
+def inverse(divisor):
+    """1 over a divisor, 0 where that is 0."""
+    return jnp.where(divisor == 0, 0.0, 1.0 / jnp.where(divisor == 0, 1.0, divisor))
+
+
 def product(a, b, contract):
     """A batched product in float32; a float32 operand beside one of bfloat16 is not rounded to that.
 

@@ -35,7 +35,8 @@ def call(batch=1, tokens=(5, 7), heads=4, head_dim=32, normalizer=None, decay=No
         of_decay = {"head": (heads,), "token": shape[:-1]}[decay]
         arrays["log_decay"] = -rng.exponential(size=of_decay) * rng.choice([0.01, 1.0, 10.0], size=of_decay)
     if state:
-        arrays["initial_state"] = rng.normal(size=(batch, heads, head_dim, head_dim))
+        sums = rng.normal(size=(batch, heads, head_dim, head_dim))
+        arrays["initial_state"] = (sums, np.abs(rng.normal(size=sums.shape[:3]))) if normalizer else sums
     return jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), arrays), options
 
 
@@ -65,6 +66,13 @@ CALLS = {
         tokens=40, heads=8, head_dim=48, decay="token", return_state=True, causal=True
     ),
     "causal, no whole register": call(tokens=33, heads=5, decay="head", state=True, causal=True, reverse=True),
+    "causal, normalised": call(batch=2, tokens=75, heads=8, normalizer=True, epsilon=0.1, causal=True),
+    "causal, normalised, a decay a token, states in and out, reversed": call(
+        batch=2, tokens=75, normalizer=True, decay="token", state=True, return_state=True, causal=True, reverse=True
+    ),
+    "causal, normalised, a decay a head, states out": call(
+        tokens=40, heads=3, head_dim=48, normalizer=True, decay="head", return_state=True, causal=True
+    ),
 }
 
 
@@ -114,7 +122,14 @@ def test_blocks_are_fetched_no_more_than_needed():
 
 
 @pytest.mark.parametrize(
-    "changed", [{}, dict(normalizer=True), dict(normalizer="pair"), dict(causal=True, decay="token")]
+    "changed",
+    [
+        {},
+        dict(normalizer=True),
+        dict(normalizer="pair"),
+        dict(causal=True, decay="token"),
+        dict(causal=True, decay="token", normalizer=True),
+    ],
 )
 def test_bfloat16_is_as_near_as_the_xla_path(changed):
     """Output and gradients; those of the definition are the XLA path's in float64, which equals it."""
@@ -142,15 +157,16 @@ def test_bfloat16_is_as_near_as_the_xla_path(changed):
             assert ours < 1.5 * theirs
 
 
-def test_a_divisor_of_zero_gives_zero_and_passes_no_gradient():
-    arrays, options = call(normalizer=True)
-    arrays["q"] = arrays["q"].at[:, 2, 3].set(0)
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_divisor_of_zero_gives_zero_and_passes_no_gradient(causal):
+    arrays, options = call(tokens=35, normalizer=True, causal=causal)
+    arrays["q"] = arrays["q"].at[:, 17].set(0)
     with dispatch.interpreted():
         out = attend(arrays, options, "tpu")
         gradients = jax.grad(lambda arrays: attend(arrays, options, "tpu").sum())(arrays)
-    assert not out[:, 2, 3].any()
-    assert not gradients["q"][:, 2, 3].any()
-    assert out[:, 2, 4].any()
+    assert not out[:, 17].any()
+    assert not gradients["q"][:, 17].any()
+    assert out[:, 18].any()
     assert all(np.isfinite(gradient).all() for gradient in gradients.values())
 
 
@@ -293,6 +309,34 @@ def test_causal_stages_compile(stage, generation):
             pod.compile_for(pod.mesh(generation), step, *causal_shapes(8, *STAGES[stage], dtype))
 
 
+def normalized_gradient(q, k, v, log_decay, state, keys, **options):
+    def total(*operands):
+        q, k, v, log_decay, state, keys = operands
+        options_of_state = dict(initial_state=(state, keys), return_state=True, normalizer=True)
+        out = linear_attention(q, k, v, log_decay=log_decay, causal=True, **options_of_state, **options)
+        return sum(x.astype(jnp.float32).sum() for x in jax.tree.leaves(out))
+
+    return jax.value_and_grad(total, range(6))(q, k, v, log_decay, state, keys)
+
+
+@pytest.mark.parametrize("generation", pod.GENERATIONS)
+def test_the_compilers_take_the_causal_form_normalised(generation):
+    operands = causal_shapes(2, 197, 4, 32, jnp.bfloat16)
+    keys = jax.ShapeDtypeStruct(operands[-1].shape[:3], jnp.float32)
+    compiled = pod.compile_for(pod.mesh(generation), normalized_gradient, *operands, keys)
+    assert "causal_linear_attention_backward" in compiled.as_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "generation"), pod.in_turns(["vir small", "4,096 of 64", "l2vit 4"]))
+def test_causal_stages_normalised_compile(stage, generation):
+    for dtype in (jnp.bfloat16, jnp.float32):
+        operands = causal_shapes(8, *STAGES[stage], dtype)
+        keys = jax.ShapeDtypeStruct(operands[-1].shape[:3], jnp.float32)
+        step = functools.partial(normalized_gradient, implementation="tpu")
+        pod.compile_for(pod.mesh(generation), step, *operands, keys)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "generation"), pod.in_turns(["vir small", "l2vit 1"]))
 def test_causal_stages_with_a_decay_a_head_or_none_compile(stage, generation):
@@ -332,7 +376,7 @@ def test_explain_says_why_xla_runs():
     assert "q's heads and head_dim" in refused(key_heads=2)
     assert "blocks of at most 1024" in refused(heads=13, head_dim=80)
     assert refused(causal=True, reverse=True, return_state=True) == ""
-    assert "causal with a normalizer" in refused(causal=True, normalizer=True)
+    assert refused(causal=True, normalizer=True, return_state=True) == ""
     assert "decays of single channels" in refused(causal=True, log_decay=np.zeros((2, 64, 4, 32)))
     assert "chunk_size=32: the kernel's is 128" in refused(causal=True, chunk_size=32)
     assert "18 heads in a block of 576 channels" in refused(causal=True, heads=18)
