@@ -117,6 +117,13 @@ def _own(x, lanes, own):
     return x[:, :, lanes] if own is None else x[:, :, lanes] * own.astype(x.dtype)
 
 
+def transposed(x):
+    """A column [n, N, 1] -> a row [n, 1, N], or the other way: Mosaic moves a sum where it has no transposition."""
+    N = max(x.shape[1:])
+    row, column = (jax.lax.broadcasted_iota(jnp.int32, (1, N, N), axis) for axis in (1, 2))
+    return jnp.where(row == column, x, 0.0).sum(1 if x.shape[2] == 1 else 2, keepdims=True)
+
+
 def concatenate(rows):
     """Rows put together, [r, lanes] each."""
     return jnp.concatenate(rows, 0) if len(rows) > 1 else rows[0]

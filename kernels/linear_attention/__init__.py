@@ -105,6 +105,8 @@ def _causal(q, k, v, log_decay, state, chunks, axes):
     if log_decay is not None and log_decay.ndim == 1:
         log_decay = jnp.broadcast_to(log_decay, (1, *q.shape[1:3]))
         names_of_decay = (None, None, "heads")
+    elif log_decay is not None and log_decay.ndim == 4:
+        names_of_decay = TOKENS
     states = (state or (None, None)) if chunks.normalized else (state, None)
     names_of_states = [names_of_state, names_of_state[:3]]
 

@@ -6,6 +6,7 @@ from vision_jax.kernels.packed_heads import Heads
 
 LANES = 1024  # channels of a step, at most
 HEADS = 16  # of a step of the causal form, at most: each is a piece of the program
+DECAYED = 512  # channels of a step, at most, where each decays by itself: a chunk is held decayed in seven ways
 SUBLANES = 8  # rows of a register
 
 
@@ -34,8 +35,8 @@ def refusal(q, k, v, shape, *, causal, log_decay, normalizer, epsilon, has_state
 def _causal(heads, log_decay, normalizer, chunk_size):
     if normalizer is not None and normalizer is not True:
         return "causal with a normalizer (qn, kn): through XLA only"
-    if log_decay is not None and log_decay.ndim == 4:
-        return "decays of single channels: through XLA only"
+    if log_decay is not None and log_decay.ndim == 4 and heads.lanes > DECAYED:
+        return f"decays of single channels of {heads.lanes} in a block, more than {DECAYED}"
     if chunk_size not in (None, CHUNK):
         return f"chunk_size={chunk_size}: the kernel's is {CHUNK}"
     if heads.head_dim % SUBLANES:

@@ -10,7 +10,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from vision_jax.kernels.packed_heads import LANES, dot
+from vision_jax.kernels.packed_heads import LANES, dot, head_scores, transposed
 
 
 def rows(heads):
@@ -52,6 +52,19 @@ def inner(heads, a, b):
     """The sum of a times b over the rows of two states, [n, 1, lanes]; a short part's unused rows hold anything."""
     parts = _parts(heads)
     return _concatenate((a[:, :size, lanes] * b[:, :size, lanes]).sum(1, keepdims=True) for size, lanes in parts)
+
+
+def inner_rows(heads, a, b):
+    """The sum of a times b over the lanes of two states that have nothing else, [n, 1, lanes]."""
+    return _concatenate(
+        transposed((a[:, :size, lanes] * b[:, :size, lanes]).sum(2, keepdims=True)) for size, lanes in _parts(heads)
+    )
+
+
+def scale_rows(heads, state, factor):
+    """Multiplies the rows of a state in VMEM, the keys' channels, by a factor [n, 1, lanes]."""
+    for size, lanes in _parts(heads):
+        state[:, :size, lanes] = state[:, :size, lanes] * transposed(factor[:, :, lanes])
 
 
 def head_sum(heads, x, dtype):
@@ -97,6 +110,11 @@ def product(a, b, contract):
     if a.dtype == jnp.float32:
         return sum(dot(half, b, contract, batch) for half in _halves(a))
     return sum(dot(a, half, contract, batch) for half in _halves(b))
+
+
+def scores(heads, a, b, head):
+    """a b^T of one head, [n, N, lanes] and [n, M, lanes] -> [n, N, M]; a float32 is not rounded to b's bfloat16."""
+    return sum(head_scores(heads, part, b, head) for part in ([a] if a.dtype == b.dtype else _halves(a)))
 
 
 def stack(heads, state):

@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from vision_jax.kernels import dispatch, limits
 from vision_jax.kernels.linear_attention import packed_states
+from vision_jax.kernels.linear_attention.channel_decays import ChannelDecays
 from vision_jax.kernels.linear_attention.chunk_decays import HeadDecays
 from vision_jax.kernels.packed_heads import HeadSum, head_scores
 
@@ -24,13 +25,15 @@ def linear_attention(q, k, v, log_decay, state, keys, chunks):
 
     Args:
       q, k, v: [B, N, heads, head_dim].
-      log_decay: [B or 1, N, heads], or None.
+      log_decay: [B or 1, N, heads] or [B, N, heads, head_dim], or None.
       state: before the first token, [B, heads, head_dim, head_dim], or None.
       keys: the sum of the keys before it, [B, heads, head_dim], or None; for a layout that normalizes.
       chunks: the layout.
     """
     B, N, heads = q.shape[:3]
-    if log_decay is not None:
+    if log_decay is not None and log_decay.ndim == 4:
+        log_decay = log_decay.astype(jnp.float32).reshape(B, N, -1)
+    elif log_decay is not None:
         # tokens on the lanes, as a score's columns are; what is padded decays nothing
         log_decay = jnp.pad(log_decay.astype(jnp.float32), ((0, 0), (0, chunks.padded - N), (0, 0)))
         log_decay = log_decay.transpose(0, 2, 1).reshape(len(log_decay), chunks.heads.steps, -1, chunks.padded)
@@ -94,6 +97,8 @@ def _call(kernel, operands, results, chunks):
     operands = {name: x for name, x in operands.items() if x is not None}
     heads, q, backward = chunks.heads, operands["q"], "d_out" in operands
     B, N, C, dim = chunks.batch, chunks.tokens, heads.channels, heads.head_dim
+    by_channel = "decay" in operands and operands["decay"].ndim == 3
+    levels = chunks.size.bit_length() if by_channel else 1
 
     def at(step):
         return chunks.chunk(step, backward)
@@ -106,7 +111,7 @@ def _call(kernel, operands, results, chunks):
             return pl.BlockSpec((1, 1, rows, heads.lanes), lambda group, image, step: (image, at(step), 0, group))
         if name.endswith(("state", "keys")):
             return pl.BlockSpec((1, rows, heads.lanes), lambda group, image, step: (image, 0, group))
-        if name.endswith("decay"):
+        if name.endswith("decay") and not by_channel:
             one = name == "decay" and len(operands["decay"]) == 1
             block = (1, 1, heads.in_step, chunks.size)
             return pl.BlockSpec(block, lambda group, image, step: (0 if one else image, group, 0, at(step)))
@@ -118,8 +123,8 @@ def _call(kernel, operands, results, chunks):
             return (B, chunks.count, rows, C), jnp.float32
         if name.endswith(("state", "keys")):
             return (B, rows, C), jnp.float32
-        if name.endswith("decay"):
-            return (B, heads.steps, heads.in_step, chunks.padded), jnp.float32
+        if name == "d_decay":
+            return (B, N, C) if by_channel else (B, heads.steps, heads.in_step, chunks.padded), jnp.float32
         return (B, N, C), q.dtype
 
     out_shape = [jax.ShapeDtypeStruct(*shape(name)) for name in results]
@@ -141,8 +146,8 @@ def _call(kernel, operands, results, chunks):
             dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=limits.step_vmem()
         ),
         cost_estimate=pl.CostEstimate(
-            flops=2 * B * N * C * (chunks.size + dim) * (5 if backward else 2),
-            transcendentals=B * N * chunks.size * heads.count if "decay" in operands else 0,
+            flops=2 * B * N * C * (chunks.size * levels + dim) * (5 if backward else 2),
+            transcendentals=B * N * (C * levels if by_channel else chunks.size * heads.count * ("decay" in operands)),
             bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*operands.values(), *out_shape)),
         ),
         interpret=dispatch.interpret(),
@@ -160,7 +165,7 @@ def _forward_kernel(chunks, at, refs):
     if "all_states" in refs:
         refs["all_states"][0] = packed_states.stack(heads, state)
     q, k, v = (_tokens(chunks, chunk, refs[name]) for name in "qkv")
-    decays = HeadDecays(chunks, refs.get("decay"), q, k)
+    decays = _decays(chunks, chunk, refs.get("decay"), q, k)
     out = HeadSum(heads)
     for head in range(heads.in_step):
         out.add(head, decays.weights(head).astype(v.dtype), v, ((2,), (1,)))
@@ -180,7 +185,7 @@ def _backward_kernel(chunks, at, refs):
     state, d_state = refs["now_state"], refs["d_now_state"]
     packed_states.unstack(heads, refs["all_states"][0], state)
     q, k, v, d_out = (_tokens(chunks, chunk, refs[name]) for name in ("q", "k", "v", "d_out"))
-    decays = HeadDecays(chunks, refs.get("decay"), q, k)
+    decays = _decays(chunks, chunk, refs.get("decay"), q, k)
     reading = decays.reading
     dk = packed_states.apply(heads, v, d_state, transposed=True)
     carried = decays.carried(state, d_state)
@@ -208,14 +213,20 @@ def _backward_kernel(chunks, at, refs):
     if chunks.normalized:
         by_keys = packed_states.spread(heads, d_divisors) * decays.reading
         dq, d_sums = dq + by_keys * keys, q.astype(jnp.float32) * by_keys
+    near = decays.from_pairs()
     if "d_decay" in refs:
         decays.gradient(refs["d_decay"], q.astype(jnp.float32) * dq, k.astype(jnp.float32) * dk, carried)
-    near = decays.from_pairs()
     refs["dq"][...] = (near[0] + dq).astype(q.dtype)
     refs["dk"][...] = (near[1] + dk).astype(q.dtype)
     refs["dv"][...] = (dv.value() + decays.write(d_state)).astype(q.dtype)
     _carry(heads, decays, refs, "d_now_", _scaled(q, reading), d_out, d_sums)
     _finish(chunks, step, refs, "d_now_", "d_")
+
+
+def _decays(chunks, chunk, ref, q, k):
+    if ref is None or len(ref.shape) == 4:
+        return HeadDecays(chunks, ref, q, k)
+    return ChannelDecays(chunks, _tokens(chunks, chunk, ref), q, k)
 
 
 def _inverses(chunks, decays, keys):

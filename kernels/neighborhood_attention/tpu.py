@@ -20,7 +20,7 @@ from vision_jax.kernels.neighborhood_attention import pattern_table
 from vision_jax.kernels.neighborhood_attention.key_bands import join
 from vision_jax.kernels.neighborhood_attention.query_tiles import SUBLANES
 from vision_jax.kernels.neighborhood_attention.tile_order import FIELDS
-from vision_jax.kernels.packed_heads import HeadSum, concatenate, head_scores, softmax
+from vision_jax.kernels.packed_heads import HeadSum, concatenate, head_scores, softmax, transposed
 
 
 def neighborhood_attention(q, k, v, bias, scale, tiles):
@@ -197,7 +197,7 @@ def _kernel(tiles, scale, biased, at, rows_of, refs, table, d_table=None):
         scores = head_scores(heads, q, k, head) * scale + table[slot, head if biased else 0][None]
         p, norm, lse = softmax(scores, masked=False)
         if "lse" in refs:
-            refs["lse"][:, 0, 0, head : head + 1, :] = _transposed(lse)
+            refs["lse"][:, 0, 0, head : head + 1, :] = transposed(lse)
         if not backward:
             sums[0].add(head, p.astype(v.dtype), v, ((2,), (1,)), norm)
             continue
@@ -205,7 +205,7 @@ def _kernel(tiles, scale, biased, at, rows_of, refs, table, d_table=None):
         d_p = head_scores(heads, d_out, v, head)
         held = jnp.sum(p * d_p, -1, keepdims=True)
         if "d_lse" in refs:
-            held = held - _transposed(refs["d_lse"][:, 0, 0, head : head + 1, :])
+            held = held - transposed(refs["d_lse"][:, 0, 0, head : head + 1, :])
         d_scores = p * (d_p - held)
         if d_table is not None:
             d_table[slot, head] += jnp.sum(d_scores, 0)
@@ -233,13 +233,6 @@ def _kernel(tiles, scale, biased, at, rows_of, refs, table, d_table=None):
         @pl.when(closes)
         def _():
             pattern_table.add(tiles, at, rows_of, d_table, refs["d_columns"])
-
-
-def _transposed(x):
-    """A column [n, N, 1] -> a row [n, 1, N], or the other way: Mosaic moves a sum where it has no transposition."""
-    N = max(x.shape[1:])
-    row, column = (jax.lax.broadcasted_iota(jnp.int32, (1, N, N), axis) for axis in (1, 2))
-    return jnp.where(row == column, x, 0.0).sum(1 if x.shape[2] == 1 else 2, keepdims=True)
 
 
 def _tokens(ref):

@@ -18,8 +18,8 @@ from vision_jax.mesh import make_mesh
 pytestmark = pytest.mark.heavy
 
 
-def call(batch=1, tokens=(5, 7), heads=4, head_dim=32, normalizer=None, decay=None, state=False, **options):
-    """(arrays by name, options) of a call, float32; features of a normaliser are positive."""
+def call(batch=1, tokens=(5, 7), heads=4, head_dim=32, normalizer=None, decay=None, weak=1, state=False, **options):
+    """(arrays by name, options) of a call, float32; features of a normaliser are positive, `weak` scales decays."""
     rng = np.random.default_rng(0)
     shape = (batch, *(tokens if isinstance(tokens, tuple) else (tokens,)), heads, head_dim)
 
@@ -32,8 +32,8 @@ def call(batch=1, tokens=(5, 7), heads=4, head_dim=32, normalizer=None, decay=No
     elif normalizer:
         options["normalizer"] = True
     if decay is not None:
-        of_decay = {"head": (heads,), "token": shape[:-1]}[decay]
-        arrays["log_decay"] = -rng.exponential(size=of_decay) * rng.choice([0.01, 1.0, 10.0], size=of_decay)
+        of_decay = {"head": (heads,), "token": shape[:-1], "channel": shape}[decay]
+        arrays["log_decay"] = -weak * rng.exponential(size=of_decay) * rng.choice([0.01, 1.0, 10.0], size=of_decay)
     if state:
         sums = rng.normal(size=(batch, heads, head_dim, head_dim))
         arrays["initial_state"] = (sums, np.abs(rng.normal(size=sums.shape[:3]))) if normalizer else sums
@@ -68,10 +68,36 @@ CALLS = {
     "causal, no whole register": call(tokens=33, heads=5, decay="head", state=True, causal=True, reverse=True),
     "causal, normalised": call(batch=2, tokens=75, heads=8, normalizer=True, epsilon=0.1, causal=True),
     "causal, normalised, a decay a token, states in and out, reversed": call(
-        batch=2, tokens=75, normalizer=True, decay="token", state=True, return_state=True, causal=True, reverse=True
+        batch=2,
+        tokens=75,
+        normalizer=True,
+        decay="token",
+        weak=0.01,
+        state=True,
+        return_state=True,
+        causal=True,
+        reverse=True,
     ),
     "causal, normalised, a decay a head, states out": call(
         tokens=40, heads=3, head_dim=48, normalizer=True, decay="head", return_state=True, causal=True
+    ),
+    "a decay a channel, state in and out": call(
+        batch=2, tokens=75, heads=8, decay="channel", weak=0.02, state=True, return_state=True, causal=True
+    ),
+    "a decay a channel, strong and weak, reversed": call(
+        tokens=50, heads=3, decay="channel", causal=True, reverse=True
+    ),
+    "a decay a channel, heads across registers, normalised": call(
+        tokens=40,
+        heads=8,
+        head_dim=48,
+        normalizer=True,
+        decay="channel",
+        weak=0.02,
+        state=True,
+        return_state=True,
+        causal=True,
+        reverse=True,
     ),
 }
 
@@ -129,6 +155,7 @@ def test_blocks_are_fetched_no_more_than_needed():
         dict(normalizer="pair"),
         dict(causal=True, decay="token"),
         dict(causal=True, decay="token", normalizer=True),
+        dict(causal=True, decay="channel", weak=0.1),
     ],
 )
 def test_bfloat16_is_as_near_as_the_xla_path(changed):
@@ -170,11 +197,12 @@ def test_a_divisor_of_zero_gives_zero_and_passes_no_gradient(causal):
     assert all(np.isfinite(gradient).all() for gradient in gradients.values())
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-def test_extreme_decays(reverse):
+@pytest.mark.parametrize(("kind", "reverse"), [("token", False), ("token", True), ("channel", False)])
+def test_extreme_decays(kind, reverse):
     """Nothing kept, everything kept, and a thousand nats before tokens that keep: nothing cancels, nothing is NaN."""
-    arrays, options = call(tokens=140, heads=2, head_dim=8, decay="token", causal=True, reverse=reverse)
-    decay = np.random.default_rng(2).choice([0.0, -0.05, -1e-3, -1e3, -1e4, -np.inf], size=(1, 140, 2))
+    arrays, options = call(tokens=140, heads=2, head_dim=8, decay=kind, causal=True, reverse=reverse)
+    shape = arrays["log_decay"].shape
+    decay = np.random.default_rng(2).choice([0.0, -0.05, -1e-3, -20.0, -1e3, -1e4, -np.inf], size=shape)
     arrays["log_decay"] = jnp.asarray(decay, jnp.float32)
     numbers = jax.tree.map(np.asarray, arrays)
 
@@ -240,15 +268,16 @@ def causal_gradient(q, k, v, log_decay, state, **options):
     return jax.value_and_grad(total, range(5))(q, k, v, log_decay, state)
 
 
-def causal_shapes(batch, tokens, heads, head_dim, dtype):
-    decay = jax.ShapeDtypeStruct((batch, tokens, heads), jnp.float32)
+def causal_shapes(batch, tokens, heads, head_dim, dtype, by_channel=False):
+    decay = jax.ShapeDtypeStruct((batch, tokens, heads, *[head_dim] * by_channel), jnp.float32)
     state = jax.ShapeDtypeStruct((batch, heads, head_dim, head_dim), jnp.float32)
     return [*shapes(batch, tokens, heads, head_dim, dtype), decay, state]
 
 
+@pytest.mark.parametrize("by_channel", [False, True])
 @pytest.mark.parametrize("generation", pod.GENERATIONS)
-def test_the_compilers_take_the_causal_form(generation):
-    operands = causal_shapes(2, 197, 4, 32, jnp.bfloat16)
+def test_the_compilers_take_the_causal_form(generation, by_channel):
+    operands = causal_shapes(2, 197, 4, 32, jnp.bfloat16, by_channel)
     compiled = pod.compile_for(pod.mesh(generation), causal_gradient, *operands)
     assert "causal_linear_attention_backward" in compiled.as_text()
 
@@ -301,12 +330,13 @@ CAUSAL_STAGES += ["heads across registers"]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("by_channel", [False, True])
 @pytest.mark.parametrize(("stage", "generation"), pod.in_turns(CAUSAL_STAGES, ["4,096 of 64"]))
-def test_causal_stages_compile(stage, generation):
+def test_causal_stages_compile(stage, generation, by_channel):
     for dtype in (jnp.bfloat16, jnp.float32):
         for reverse in (False, True):
             step = functools.partial(causal_gradient, reverse=reverse, implementation="tpu")
-            pod.compile_for(pod.mesh(generation), step, *causal_shapes(8, *STAGES[stage], dtype))
+            pod.compile_for(pod.mesh(generation), step, *causal_shapes(8, *STAGES[stage], dtype, by_channel))
 
 
 def normalized_gradient(q, k, v, log_decay, state, keys, **options):
@@ -328,10 +358,11 @@ def test_the_compilers_take_the_causal_form_normalised(generation):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("by_channel", [False, True])
 @pytest.mark.parametrize(("stage", "generation"), pod.in_turns(["vir small", "4,096 of 64", "l2vit 4"]))
-def test_causal_stages_normalised_compile(stage, generation):
+def test_causal_stages_normalised_compile(stage, generation, by_channel):
     for dtype in (jnp.bfloat16, jnp.float32):
-        operands = causal_shapes(8, *STAGES[stage], dtype)
+        operands = causal_shapes(8, *STAGES[stage], dtype, by_channel)
         keys = jax.ShapeDtypeStruct(operands[-1].shape[:3], jnp.float32)
         step = functools.partial(normalized_gradient, implementation="tpu")
         pod.compile_for(pod.mesh(generation), step, *operands, keys)
@@ -377,7 +408,9 @@ def test_explain_says_why_xla_runs():
     assert "blocks of at most 1024" in refused(heads=13, head_dim=80)
     assert refused(causal=True, reverse=True, return_state=True) == ""
     assert refused(causal=True, normalizer=True, return_state=True) == ""
-    assert "decays of single channels" in refused(causal=True, log_decay=np.zeros((2, 64, 4, 32)))
+    assert refused(causal=True, log_decay=np.zeros((2, 64, 4, 32))) == ""
+    assert "channels of 960 in a block" in refused(15, 64, causal=True, log_decay=np.zeros((2, 64, 15, 64)))
+    assert "normalizer (qn, kn)" in refused(causal=True, normalizer=(jnp.ones((2, 64, 4, 32), jnp.bfloat16),) * 2)
     assert "chunk_size=32: the kernel's is 128" in refused(causal=True, chunk_size=32)
     assert "18 heads in a block of 576 channels" in refused(causal=True, heads=18)
     assert "no multiple of 8" in refused(causal=True, head_dim=4)
