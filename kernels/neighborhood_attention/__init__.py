@@ -60,8 +60,7 @@ def neighborhood_attention(
     sizes, names = q.shape[1:-2], ("batch", *(None,) * (q.ndim - 3), "heads", None)
     axes = split_axes({"batch": [q.shape[0]], "heads": [q.shape[-2], k.shape[-2]]})
     local = local_shape(q.shape, names, axes)
-    used = {"additional_keys": additional_keys is not None, "border='zero'": border == "zero"}
-    used = [name for name in used if used[name]]
+    used = ["additional_keys"] * (additional_keys is not None)
     refusal = functools.partial(fast_path.refusal, q, k, v, local, options, bias is not None, used)
     chosen = dispatch.choose("neighborhood_attention", local, implementation, {"tpu": refusal})
     if chosen == "xla":

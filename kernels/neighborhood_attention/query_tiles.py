@@ -25,7 +25,7 @@ class QueryTiles:
     Attributes:
       batch, size, heads: of the map, its positions an axis already those of one dilation group.
       kernel_size, stride, is_causal: an axis.
-      border: "shift" or "mask".
+      border: as the public function takes it.
       returns_lse: whether the log-sum-exp is a result.
     """
 
@@ -53,6 +53,23 @@ class QueryTiles:
         return [_cut(*setting, self.border) for setting in settings]
 
     @property
+    def key_size(self):
+        """Positions of the keys' map, (rows, columns): the map, and where zeros around it take part, these."""
+        return tuple(axis.size for axis in self.axes)
+
+    def with_zeros(self, x):
+        """Keys or values of the map [B, H, W, ...] -> those of the keys' map."""
+        if self.key_size == self.size:
+            return x
+        pads = [(axis.pad, axis.size - axis.pad - n) for axis, n in zip(self.axes, self.size, strict=True)]
+        return jnp.pad(x, ((0, 0), *pads, *((0, 0),) * (x.ndim - 3)))
+
+    def without_zeros(self, x):
+        """The inverse of `with_zeros`."""
+        inner = (slice(axis.pad, axis.pad + n) for axis, n in zip(self.axes, self.size, strict=True))
+        return x[(slice(None), *inner)]
+
+    @property
     def keys(self):
         """Keys of a tile, (rows, columns)."""
         return tuple(axis.keys for axis in self.axes)
@@ -77,7 +94,7 @@ class QueryTiles:
     @functools.cached_property
     def bands(self):
         """(rows, columns) of the parts in which the keys' gradients are summed."""
-        return key_bands.choose(self.axes, self.size, self.step_images * self.heads.padded)
+        return key_bands.choose(self.axes, self.key_size, self.step_images * self.heads.padded)
 
     def slots(self, biased):
         """Tables of bias and mask that are held at once: of all patterns where they fit, or that of the last tile."""
@@ -212,12 +229,15 @@ class _Axis:
     """One axis cut into tiles.
 
     Attributes:
+      size: keys in all; pad: those of them that are zeros before the map.
       keys: of each tile.
       first: [tiles], the first key.
       pattern: [tiles], which pattern is the tile's.
       distance: [patterns, queries, keys], a key's position less the query's, plus kernel_size - 1; -1: not seen.
     """
 
+    size: int
+    pad: int
     keys: int
     first: np.ndarray
     pattern: np.ndarray
@@ -227,14 +247,17 @@ class _Axis:
 @functools.cache
 def _cut(size, tile, kernel_size, stride, is_causal, align, border):
     windows = axis_windows(size, kernel_size, stride, 1, is_causal, border)
-    start, stop = (x.reshape(-1, tile) for x in (windows.start, windows.stop))
     align = align if tile < size else 1
+    pad = max(0, -int(windows.start.min()))
+    start, stop = (x.reshape(-1, tile) + pad for x in (windows.start, windows.stop))
+    query = np.arange(size).reshape(-1, tile) + pad
+    size = max(size + pad, int(stop.max()))
+    size = -(-size // align) * align
     first = start.min(1) // align * align
     keys = min(-(-int((stop.max(1) - first).max()) // align) * align, size)
     first = np.minimum(first, size - keys)
     key = first[:, None, None] + np.arange(keys)
     seen = (key >= start[..., None]) & (key < stop[..., None])
-    query = np.arange(size).reshape(-1, tile)
     distance = np.where(seen, key - query[..., None] + kernel_size - 1, -1)
     patterns, pattern = np.unique(distance, axis=0, return_inverse=True)
-    return _Axis(keys, first, pattern.reshape(-1), patterns)
+    return _Axis(size, pad, keys, first, pattern.reshape(-1), patterns)

@@ -56,21 +56,21 @@ def _backward(scale, tiles, residuals, cotangents):
     found = _call(tiles, scale, operands, ["dq", "dk", "dv", *["d_columns"] * (bias is not None)], bias)
     to_bias = jax.vjp(tiles.columns_table, bias)[1]
     d_bias = None if bias is None else to_bias(found["d_columns"])[0]
-    d_keys = (_gather(join(found[name], tiles.bands, tiles.size), x) for name, x in (("dk", k), ("dv", v)))
-    return found["dq"].reshape(q.shape), *d_keys, d_bias
+    return found["dq"].reshape(q.shape), _gather(found["dk"], k, tiles), _gather(found["dv"], v, tiles), d_bias
 
 
 _attend.defvjp(_forward, _backward)
 
 
 def _spread(x, tiles):
-    """Key heads, each as often as it serves a query head."""
-    repeats = tiles.heads.count // x.shape[-2]
+    """The keys' map, each head as often as it serves a query head."""
+    x, repeats = tiles.with_zeros(x), tiles.heads.count // x.shape[-2]
     return x if repeats == 1 else jnp.repeat(x, repeats, -2)
 
 
-def _gather(gradient, x):
-    """The transpose of `_spread`: float32 [B, H, W, C] -> the gradient of x."""
+def _gather(gradient, x, tiles):
+    """The transpose of `_spread`, of what the kernel has summed in bands: the gradient of x."""
+    gradient = tiles.without_zeros(join(gradient, tiles.bands, tiles.key_size))
     gradient = gradient.reshape(*x.shape[:-1], -1, x.shape[-1])
     return (gradient.sum(-2) if gradient.shape[-2] > 1 else gradient).reshape(x.shape).astype(x.dtype)
 
@@ -80,7 +80,7 @@ def _call(tiles, scale, operands, results, bias):
 
     Args:
       tiles, scale, bias: as `neighborhood_attention` takes them.
-      operands: {name: array, or None where absent}; maps are [B, H, W, heads, head_dim].
+      operands: {name: array, or None where absent}; maps are [B, H, W, heads, head_dim], k and v the keys' map.
       results: names; maps are [B, H, W, C].
     """
     operands = {name: x for name, x in operands.items() if x is not None}
@@ -95,7 +95,7 @@ def _call(tiles, scale, operands, results, bias):
 
     def of_keys(group, step, tile, places, _):
         at = _at(places, tile)
-        column = at("key_column") * SUBLANES if Kw < W else 0
+        column = at("key_column") * SUBLANES if Kw < tiles.key_size[1] else 0
         return (step * images, at("key_row"), column, heads.first_lane(group))
 
     def of_band(group, step, tile, places, _):
@@ -122,7 +122,7 @@ def _call(tiles, scale, operands, results, bias):
         jax.ShapeDtypeStruct(shapes[name], jnp.float32) if name in shapes
         else jax.ShapeDtypeStruct((B, H, W, C), q.dtype) for name in results
     ]  # fmt: skip
-    operands = {name: x if name == "d_lse" else x.reshape(B, H, W, C) for name, x in operands.items()}
+    operands = {name: x if name == "d_lse" else x.reshape(*x.shape[:3], C) for name, x in operands.items()}
     operands["columns"] = columns
     table = pltpu.VMEM((tiles.slots(biased), in_table, N, M), jnp.float32)
 
