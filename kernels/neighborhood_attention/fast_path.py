@@ -6,7 +6,7 @@ from vision_jax.kernels.limits import mixed, vmem
 from vision_jax.kernels.neighborhood_attention.query_tiles import QUERIES, layout
 
 
-def refusal(q, k, v, shape, options, biased, other):
+def refusal(q, k, v, shape, options, biased):
     """Why the kernel does not take a call, or None where it does.
 
     Args:
@@ -14,10 +14,7 @@ def refusal(q, k, v, shape, options, biased, other):
       shape: q's on one device.
       options: as `layout` takes them.
       biased: whether there is a bias.
-      other: names of what is used and only XLA has.
     """
-    if other:
-        return f"{', '.join(other)}: through XLA only"
     sizes = shape[1:-2]
     if len(sizes) > 2:
         return "maps of three axes: through XLA only"

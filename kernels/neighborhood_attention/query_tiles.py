@@ -27,6 +27,7 @@ class QueryTiles:
       kernel_size, stride, is_causal: an axis.
       border: as the public function takes it.
       returns_lse: whether the log-sum-exp is a result.
+      wide: whether the output is float32 whatever the operands are, for something to be added to it.
     """
 
     batch: int
@@ -37,6 +38,7 @@ class QueryTiles:
     is_causal: tuple
     border: str
     returns_lse: bool = False
+    wide: bool = False
 
     @functools.cached_property
     def tile(self):
@@ -185,13 +187,13 @@ def _lanes(n):
     return -(-n // LANES) * LANES
 
 
-def layout(shape, options, returns_lse=False):
+def layout(shape, options, returns_lse=False, wide=False):
     """The layout of a call on queries of `shape`, [B, *sizes, heads, head_dim] on one device.
 
     Args:
       shape: of the queries, before their dilation groups join the batch.
       options: kernel_size, stride, dilation, is_causal (one an axis) and border.
-      returns_lse: whether the log-sum-exp is a result.
+      returns_lse, wide: see `QueryTiles`.
     """
     batch, *sizes, heads, head_dim = shape
     dilation = options["dilation"]
@@ -201,7 +203,7 @@ def layout(shape, options, returns_lse=False):
     causal = (*(False for _ in alone), *options["is_causal"])
     heads = Heads(heads, head_dim)
     size, batch = (*alone, *grouped), batch * math.prod(dilation)
-    return QueryTiles(batch, size, heads, *per_axis, causal, options["border"], returns_lse)
+    return QueryTiles(batch, size, heads, *per_axis, causal, options["border"], returns_lse, wide)
 
 
 def to_groups(x, dilation):

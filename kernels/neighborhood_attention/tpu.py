@@ -52,7 +52,7 @@ def _backward(scale, tiles, residuals, cotangents):
     q, k, v, bias = residuals
     d_out, d_lse = cotangents
     d_lse = tiles.to_rows(d_lse) if tiles.returns_lse else None
-    operands = dict(q=q, k=_spread(k, tiles), v=_spread(v, tiles), d_out=d_out, d_lse=d_lse)
+    operands = dict(q=q, k=_spread(k, tiles), v=_spread(v, tiles), d_out=d_out.astype(q.dtype), d_lse=d_lse)
     found = _call(tiles, scale, operands, ["dq", "dk", "dv", *["d_columns"] * (bias is not None)], bias)
     to_bias = jax.vjp(tiles.columns_table, bias)[1]
     d_bias = None if bias is None else to_bias(found["d_columns"])[0]
@@ -118,6 +118,7 @@ def _call(tiles, scale, operands, results, bias):
     special = dict(k=key, v=key, dk=band, dv=band, lse=rows, d_lse=rows, columns=of_columns, d_columns=of_columns)
     bands_shape = (B, math.prod(len(bands.first) for bands in tiles.bands), *band_keys, C)
     shapes = dict(lse=tiles.rows_shape, d_columns=columns.shape, dk=bands_shape, dv=bands_shape)
+    shapes |= dict(out=(B, H, W, C)) if tiles.wide else {}  # in float32
     out_shapes = [
         jax.ShapeDtypeStruct(shapes[name], jnp.float32) if name in shapes
         else jax.ShapeDtypeStruct((B, H, W, C), q.dtype) for name in results

@@ -108,6 +108,34 @@ def test_no_race_between_tiles():
     assert not interpret_pallas_call.races.races_found
 
 
+def call_with_additional(dtype=np.float32, tokens=5, **changed):
+    """(arrays, options) with additional keys, values and their bias behind the others."""
+    arrays, options = call(batch=2, size=(8, 16), heads=4, key_heads=2, **changed)
+    rng, shape = np.random.default_rng(1), (2, tokens, 2, 32)
+    more = [rng.normal(size=shape), rng.normal(size=shape), rng.normal(size=(4, tokens))]
+    arrays = [*arrays, *(jnp.asarray(x, jnp.float32) for x in more)]
+    return [a if i in (3, 6) else a.astype(dtype) for i, a in enumerate(arrays)], options
+
+
+def attend_additional(arrays, options, implementation):
+    *own, keys, values, bias = arrays
+    more = dict(additional_keys=keys, additional_values=values, additional_bias=bias)
+    return attend(own, options | more, implementation)
+
+
+def test_additional_keys_equal_the_xla_path():
+    pod.assert_equals_xla(attend_additional, *call_with_additional(dilation=2, return_lse=True))
+
+
+def test_additional_keys_in_bfloat16_are_as_near_as_the_xla_path():
+    arrays, options = call_with_additional(jnp.bfloat16)
+    pairs = dict(kernel_size=(3, 3), stride=(1, 1), dilation=(1, 1), is_causal=(False, False), border="shift")
+    q, k, v, bias, *more = (np.asarray(a, np.float64) for a in arrays)
+    more = dict(zip(("additional_keys", "additional_values", "additional_bias"), more, strict=True))
+    exact = reference.neighborhood_attention(q, k, v, bias=bias, **pairs, **more)[0]
+    pod.assert_as_near(attend_additional, arrays, options, exact)
+
+
 def test_bfloat16_is_as_near_as_the_xla_path():
     arrays, options = call(size=(8, 16), heads=4, kernel_size=5)
     arrays = [*(a.astype(jnp.bfloat16) for a in arrays[:3]), arrays[3]]
