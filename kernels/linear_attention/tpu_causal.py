@@ -1,7 +1,8 @@
 """Linear attention on TPU, the causal form: a Pallas kernel that carries the state from chunk to chunk on the chip.
 
 In a chunk every pair of tokens is weighed; the tokens before it are one product with the state. Log decays of a pair
-are added up by a product with zeros and ones, never taken as the difference of two sums (see the XLA path).
+are added up by products with zeros and ones, never taken as the difference of two sums (see the XLA path). What
+normalises a token is the sum of its weights in the chunk and the product with the keys before it, summed and decayed.
 
 Differentiated, the forward pass writes the state before each chunk, float32, of head_dim x channels: for heads of 32
 half of q's bytes in bfloat16, O(tokens). The backward pass reads these and carries the state's gradient the other way.
