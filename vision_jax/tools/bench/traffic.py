@@ -52,7 +52,6 @@ BLOCKS = (
     _neighbors("64 x 64 map, kernel 7", 4, 64, 4, 7),
     _neighbors("64 x 64 map, kernel 13", 4, 64, 4, 13),
     _neighbors("256 x 256 map, kernel 7", 1, 256, 4, 7),
-    _neighbors("256 x 256 map, kernel 31", 1, 256, 4, 31),
 )
 
 
