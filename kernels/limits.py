@@ -16,7 +16,12 @@ def unequal(q, k, v, *others):
     """
     if k.shape[-2:] != q.shape[-2:] or v.shape[-2:] != q.shape[-2:]:
         return "k and v must have q's heads and head_dim"
-    dtypes = [x.dtype for x in (q, k, v, *others)]
+    return mixed(q, k, v, *others)
+
+
+def mixed(q, *others):
+    """Why a kernel for operands of one dtype does not take these, or None."""
+    dtypes = [x.dtype for x in (q, *others)]
     if q.dtype not in (jnp.float32, jnp.bfloat16) or len(set(dtypes)) > 1:
         return f"all operands must be bfloat16 or all float32, not {', '.join(map(str, dtypes))}"
     return None

@@ -77,7 +77,7 @@ def head_scores(heads, a, b, head):
 
 
 def softmax(scores, masked):
-    """Over the last axis: (weights not yet normalised, the factor that normalises them).
+    """Over the last axis: (weights not yet normalised, the factor that normalises them, the log-sum-exp).
 
     Args:
       scores: [n, N, M], `MASKED` or less where a key is not seen.
@@ -90,7 +90,7 @@ def softmax(scores, masked):
     total = jnp.sum(weights, -1, keepdims=True)
     if masked:
         total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
-    return weights, 1.0 / total
+    return weights, 1.0 / total, top + jnp.log(total)
 
 
 class HeadSum:
@@ -115,6 +115,13 @@ class HeadSum:
 def _own(x, lanes, own):
     """A register's lanes of x, other heads' zero. By a product: Mosaic has no select on odd rows of bfloat16."""
     return x[:, :, lanes] if own is None else x[:, :, lanes] * own.astype(x.dtype)
+
+
+def transposed(x):
+    """A column [n, N, 1] -> a row [n, 1, N], or the other way: Mosaic moves a sum where it has no transposition."""
+    N = max(x.shape[1:])
+    row, column = (jax.lax.broadcasted_iota(jnp.int32, (1, N, N), axis) for axis in (1, 2))
+    return jnp.where(row == column, x, 0.0).sum(1 if x.shape[2] == 1 else 2, keepdims=True)
 
 
 def concatenate(rows):

@@ -82,7 +82,8 @@ def linear_attention(
         return (out, state) if return_state else out
     layout = local[0], math.prod(local[1:-2]), Heads(*local[-2:])
     if causal:
-        return _causal(q, k, v, log_decay, initial_state, Chunks(*layout, bool(reverse), bool(return_state)), axes)
+        chunks = Chunks(*layout, bool(reverse), bool(return_state), normalizer is not None, epsilon)
+        return _causal(q, k, v, log_decay, initial_state, chunks, axes)
     return _global(q, k, v, normalizer, epsilon, TokenTiles(*layout), axes)
 
 
@@ -100,22 +101,29 @@ def _causal(q, k, v, log_decay, state, chunks, axes):
     """The causal form, by the TPU's kernel."""
     from vision_jax.kernels.linear_attention import tpu_causal
 
-    names_of_state, names_of_decay = ("batch", "heads", None, None), ("batch", None, "heads")
+    names_of_decay, names_of_state = ("batch", None, "heads"), ("batch", "heads", None, None)
     if log_decay is not None and log_decay.ndim == 1:
         log_decay = jnp.broadcast_to(log_decay, (1, *q.shape[1:3]))
         names_of_decay = (None, None, "heads")
+    elif log_decay is not None and log_decay.ndim == 4:
+        names_of_decay = TOKENS
+    states = (state or (None, None)) if chunks.normalized else (state, None)
+    names_of_states = [names_of_state, names_of_state[:3]]
 
     def attend(*operands):
-        out, last = tpu_causal.linear_attention(*operands, chunks)
-        return (out, last) if chunks.returns_state else out
+        found = tpu_causal.linear_attention(*operands, chunks)
+        return found[: 1 + (1 + chunks.normalized) * chunks.returns_state]
 
-    return over_mesh(
+    out, *last = over_mesh(
         attend,
-        (q, k, v, log_decay, state),
-        (TOKENS, TOKENS, TOKENS, names_of_decay, names_of_state),
-        [TOKENS, names_of_state] if chunks.returns_state else TOKENS,
+        (q, k, v, log_decay, *states),
+        (TOKENS, TOKENS, TOKENS, names_of_decay, *names_of_states),
+        [TOKENS, *names_of_states[: (1 + chunks.normalized) * chunks.returns_state]],
         axes,
     )
+    if not chunks.returns_state:
+        return out
+    return out, tuple(last) if chunks.normalized else last[0]
 
 
 def _check_operands(q, k, v, causal):

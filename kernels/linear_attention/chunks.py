@@ -22,6 +22,7 @@ class Chunks:
       batch, tokens, heads: of one device's operands.
       reverse: whether the state runs from the last token to the first.
       returns_state: whether the state after all tokens is a result.
+      normalized: whether the result is divided by the sum of the weights, and `epsilon`.
       size: tokens of a chunk.
     """
 
@@ -30,6 +31,8 @@ class Chunks:
     heads: Heads
     reverse: bool
     returns_state: bool
+    normalized: bool = False
+    epsilon: float = 0.0
     size: int = dataclasses.field(init=False)
 
     def __post_init__(self):

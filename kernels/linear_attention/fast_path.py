@@ -6,6 +6,7 @@ from vision_jax.kernels.packed_heads import Heads
 
 LANES = 1024  # channels of a step, at most
 HEADS = 16  # of a step of the causal form, at most: each is a piece of the program
+DECAYED = 512  # channels of a step, at most, where each decays by itself: a chunk is held decayed in seven ways
 SUBLANES = 8  # rows of a register
 
 
@@ -24,26 +25,22 @@ def refusal(q, k, v, shape, *, causal, log_decay, normalizer, epsilon, has_state
     heads = Heads(*shape[-2:])
     if heads.lanes > LANES:
         return f"{heads.count} heads of {heads.head_dim} do not divide into blocks of at most {LANES} channels"
-    return _causal(heads, log_decay, normalizer, chunk_size) if causal else _global(epsilon, has_state)
+    if not isinstance(epsilon, (int, float)):
+        return f"epsilon must be a Python number, not {type(epsilon).__name__}"
+    if causal:
+        return _causal(heads, log_decay, normalizer, chunk_size)
+    return "a state without causal: through XLA only" if has_state else None
 
 
 def _causal(heads, log_decay, normalizer, chunk_size):
-    if normalizer is not None:
-        return "causal with a normalizer: through XLA only"
-    if log_decay is not None and log_decay.ndim == 4:
-        return "decays of single channels: through XLA only"
+    if normalizer is not None and normalizer is not True:
+        return "causal with a normalizer (qn, kn): through XLA only"
+    if log_decay is not None and log_decay.ndim == 4 and heads.lanes > DECAYED:
+        return f"decays of single channels of {heads.lanes} in a block, more than {DECAYED}"
     if chunk_size not in (None, largest := chunks.largest(heads)):
         return f"chunk_size={chunk_size}: the kernel's is {largest}"
     if heads.head_dim % SUBLANES:
         return f"causal with head_dim={heads.head_dim}, no multiple of {SUBLANES}: through XLA only"
     if heads.in_step > HEADS:
         return f"causal with {heads.in_step} heads in a block of {heads.lanes} channels, more than {HEADS}"
-    return None
-
-
-def _global(epsilon, has_state):
-    if has_state:
-        return "a state without causal: through XLA only"
-    if not isinstance(epsilon, (int, float)):
-        return f"epsilon must be a Python number, not {type(epsilon).__name__}"
     return None

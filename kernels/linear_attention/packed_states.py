@@ -10,7 +10,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from vision_jax.kernels.packed_heads import LANES, dot
+from vision_jax.kernels.packed_heads import LANES, dot, head_scores, transposed
 
 
 def rows(heads):
@@ -54,6 +54,19 @@ def inner(heads, a, b):
     return _concatenate((a[:, :size, lanes] * b[:, :size, lanes]).sum(1, keepdims=True) for size, lanes in parts)
 
 
+def inner_rows(heads, a, b):
+    """The sum of a times b over the lanes of two states that have nothing else, [n, 1, lanes]."""
+    return _concatenate(
+        transposed((a[:, :size, lanes] * b[:, :size, lanes]).sum(2, keepdims=True)) for size, lanes in _parts(heads)
+    )
+
+
+def scale_rows(heads, state, factor):
+    """Multiplies the rows of a state in VMEM, the keys' channels, by a factor [n, 1, lanes]."""
+    for size, lanes in _parts(heads):
+        state[:, :size, lanes] = state[:, :size, lanes] * transposed(factor[:, :, lanes])
+
+
 def head_sum(heads, x, dtype):
     """The sum of float32 x over each head's lanes, in all of these; at the precision that `dtype` needs."""
 
@@ -62,6 +75,27 @@ def head_sum(heads, x, dtype):
         return product(x[:, :, lanes], jnp.broadcast_to(ones, (len(x), size, size)), ((2,), (1,)))
 
     return _concatenate(part(size, lanes) for size, lanes in _parts(heads))
+
+
+def own_sum(heads, head, x):
+    """The sum over one head's lanes, [1, n, lanes] -> [1, n, 1]."""
+    lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 2)
+    own = (lane >= head * heads.head_dim) & (lane < (head + 1) * heads.head_dim)
+    return jnp.where(own, x, 0.0).sum(2, keepdims=True)
+
+
+def spread(heads, columns):
+    """A column of each head in all of its lanes, [1, n, 1] each -> [1, n, lanes]."""
+    out, shape = columns[0], (1, columns[0].shape[1], heads.lanes)
+    lane = jax.lax.broadcasted_iota(jnp.int32, shape, 2)
+    for head, column in enumerate(columns[1:], 1):
+        out = jnp.where(lane >= head * heads.head_dim, column, out)
+    return jnp.broadcast_to(out, shape)
+
+
+def inverse(divisor):
+    """1 over a divisor, 0 where that is 0."""
+    return jnp.where(divisor == 0, 0.0, 1.0 / jnp.where(divisor == 0, 1.0, divisor))
 
 
 def product(a, b, contract):
@@ -76,6 +110,11 @@ def product(a, b, contract):
     if a.dtype == jnp.float32:
         return sum(dot(half, b, contract, batch) for half in _halves(a))
     return sum(dot(a, half, contract, batch) for half in _halves(b))
+
+
+def scores(heads, a, b, head):
+    """a b^T of one head, [n, N, lanes] and [n, M, lanes] -> [n, N, M]; a float32 is not rounded to b's bfloat16."""
+    return sum(head_scores(heads, part, b, head) for part in ([a] if a.dtype == b.dtype else _halves(a)))
 
 
 def stack(heads, state):

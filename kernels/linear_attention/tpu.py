@@ -184,8 +184,9 @@ def _sum_keys(tiles, normalized, tile, refs, state, total):
 
 def _inverse(tiles, qn, total, epsilon):
     """1 over each token's divisor, in all channels of its head; 0 where that is 0."""
-    divisor = packed_states.head_sum(tiles.heads, qn.astype(jnp.float32) * total[...], qn.dtype) + epsilon
-    return jnp.where(divisor == 0, 0.0, 1.0 / jnp.where(divisor == 0, 1.0, divisor))
+    return packed_states.inverse(
+        packed_states.head_sum(tiles.heads, qn.astype(jnp.float32) * total[...], qn.dtype) + epsilon
+    )
 
 
 def _tokens(tiles, tile, ref):

@@ -5,7 +5,7 @@ import math
 import numbers
 
 from vision_jax.kernels import dispatch
-from vision_jax.kernels.neighborhood_attention import halves, query_tiles, xla
+from vision_jax.kernels.neighborhood_attention import fast_path, halves, query_tiles, xla
 from vision_jax.kernels.neighborhood_attention.query_tiles import from_groups, to_groups
 
 from vision_jax.errors import InputError, unknown
@@ -60,9 +60,7 @@ def neighborhood_attention(
     sizes, names = q.shape[1:-2], ("batch", *(None,) * (q.ndim - 3), "heads", None)
     axes = split_axes({"batch": [q.shape[0]], "heads": [q.shape[-2], k.shape[-2]]})
     local = local_shape(q.shape, names, axes)
-    used = {"additional_keys": additional_keys is not None, "return_lse": return_lse, "border='zero'": border == "zero"}
-    used = [name for name in used if used[name]]
-    refusal = functools.partial(query_tiles.refusal, q, k, v, local, options, bias is not None, used)
+    refusal = functools.partial(fast_path.refusal, q, k, v, local, options, bias is not None)
     chosen = dispatch.choose("neighborhood_attention", local, implementation, {"tpu": refusal})
     if chosen == "xla":
         out, lse = xla.neighborhood_attention(
@@ -72,19 +70,26 @@ def neighborhood_attention(
         return (out, lse) if return_lse else out
     from vision_jax.kernels.neighborhood_attention import tpu  # here, because Pallas takes its time to import
 
-    tiles = query_tiles.layout(local, options)
+    joined = additional_keys is not None  # to what the kernel gives, by XLA: there are few of them
+    tiles = query_tiles.layout(local, options, bool(return_lse or joined), joined)
     # A dilation group is a map of its own: the groups of an image join its batch.
-    q, k, v = (to_groups(x, options["dilation"]) for x in (q, k, v))
+    queries, keys, values = (to_groups(x, options["dilation"]) for x in (q, k, v))
     bias = None if bias is None else bias.reshape(len(bias), -1, bias.shape[-1])
     names = ("batch", None, None, "heads", None)
     out = over_mesh(
         functools.partial(tpu.neighborhood_attention, scale=scale, tiles=tiles),
-        (q, k, v, bias),
+        (queries, keys, values, bias),
         (names, names, names, ("heads", None, None)),
-        names,
+        [names, names] if tiles.returns_lse else names,
         axes,
     )
-    return from_groups(out, options["dilation"], sizes)
+    if not tiles.returns_lse:
+        return from_groups(out, options["dilation"], sizes)
+    out, lse = (from_groups(x, options["dilation"], sizes) for x in out)
+    lse = lse[..., 0]
+    if joined:
+        out, lse = xla.join_additional(out, lse, q, additional_keys, additional_values, additional_bias, scale)
+    return (out, lse) if return_lse else out
 
 
 def neighborhood_scores(

@@ -7,13 +7,15 @@ import math
 import jax.numpy as jnp
 import numpy as np
 from vision_jax.kernels import tile_table
-from vision_jax.kernels.limits import largest_divisor, unequal, vmem
+from vision_jax.kernels.limits import largest_divisor
+from vision_jax.kernels.neighborhood_attention import key_bands, tile_order
 from vision_jax.kernels.neighborhood_attention.windows import axis_windows
 from vision_jax.kernels.packed_heads import LANES, MASKED, Heads
 
 QUERIES = 128  # of a tile, at most: two of them at k = 7 take as many scores as registers hold
 SUBLANES = 8  # rows of a register: where a block may begin along a map's columns
 TEMPORARIES = 4  # arrays of one head's scores that are alive at once
+HELD = 48 * 2**20  # bytes of the backward pass's tables and sums, at most, where tables of all patterns are held
 SCORES = 2**15  # elements of one head's scores that are computed at once, for which small maps take several images
 
 
@@ -24,7 +26,9 @@ class QueryTiles:
     Attributes:
       batch, size, heads: of the map, its positions an axis already those of one dilation group.
       kernel_size, stride, is_causal: an axis.
-      border: "shift" or "mask".
+      border: as the public function takes it.
+      returns_lse: whether the log-sum-exp is a result.
+      wide: whether the output is float32 whatever the operands are, for something to be added to it.
       tile: queries of a tile, (rows, columns).
     """
 
@@ -35,6 +39,8 @@ class QueryTiles:
     stride: tuple
     is_causal: tuple
     border: str
+    returns_lse: bool = False
+    wide: bool = False
     tile: tuple = dataclasses.field(init=False)
 
     def __post_init__(self):
@@ -63,6 +69,23 @@ class QueryTiles:
         return [_cut(*setting, self.border) for setting in settings]
 
     @property
+    def key_size(self):
+        """Positions of the keys' map, (rows, columns): the map, and where zeros around it take part, these."""
+        return tuple(axis.size for axis in self.axes)
+
+    def with_zeros(self, x):
+        """Keys or values of the map [B, H, W, ...] -> those of the keys' map."""
+        if self.key_size == self.size:
+            return x
+        pads = [(axis.pad, axis.size - axis.pad - n) for axis, n in zip(self.axes, self.size, strict=True)]
+        return jnp.pad(x, ((0, 0), *pads, *((0, 0),) * (x.ndim - 3)))
+
+    def without_zeros(self, x):
+        """The inverse of `with_zeros`."""
+        inner = (slice(axis.pad, axis.pad + n) for axis, n in zip(self.axes, self.size, strict=True))
+        return x[(slice(None), *inner)]
+
+    @property
     def keys(self):
         """Keys of a tile, (rows, columns)."""
         return tuple(axis.keys for axis in self.axes)
@@ -85,21 +108,34 @@ class QueryTiles:
         return (self.heads.steps, self.batch // self.step_images, math.prod(self.tiles))
 
     @functools.cached_property
-    def places(self):
-        """int32 [tiles, 3]: the first row and the first group of 8 columns of a tile's keys, and its pattern."""
-        rows, columns = self.axes
-        return np.array(
-            [
-                (
-                    rows.first[i],
-                    columns.first[j] // SUBLANES,
-                    rows.pattern[i] * len(columns.distance) + columns.pattern[j],
-                )
-                for i in range(self.tiles[0])
-                for j in range(self.tiles[1])
-            ],
-            np.int32,
-        )
+    def bands(self):
+        """(rows, columns) of the parts in which the keys' gradients are summed."""
+        return key_bands.choose(self.axes, self.key_size, self.step_images * self.heads.padded)
+
+    def slots(self, biased):
+        """Tables of bias and mask that are held at once: of all patterns where they fit, or that of the last tile."""
+        every = math.prod(self.patterns)
+        return every if 2 * every * self._table(biased) + self._sums <= HELD else 1
+
+    def places(self, biased):
+        """What the kernel is told about each tile, int32 [tile_order.FIELDS, tiles]."""
+        return tile_order.places(self.axes, self.bands, self.slots(biased), SUBLANES if self.tiles[1] > 1 else 1)
+
+    @property
+    def rows_shape(self):
+        """Of what has one number a query and head, a row of lanes each: [B, steps, tiles, heads, queries]."""
+        return (self.batch, self.heads.steps, math.prod(self.tiles), self.heads.in_step, math.prod(self.tile))
+
+    def from_rows(self, x):
+        """`rows_shape` -> [B, H, W, heads]."""
+        x = x.reshape(self.batch, self.heads.steps, *self.tiles, self.heads.in_step, *self.tile)
+        return x.transpose(0, 2, 5, 3, 6, 1, 4).reshape(self.batch, *self.size, self.heads.count)
+
+    def to_rows(self, x):
+        """The inverse of `from_rows`."""
+        (down, across), (Th, Tw) = self.tiles, self.tile
+        x = x.reshape(self.batch, down, Th, across, Tw, self.heads.steps, self.heads.in_step)
+        return x.transpose(0, 5, 1, 3, 6, 2, 4).reshape(self.rows_shape)
 
     @property
     def patterns(self):
@@ -114,46 +150,64 @@ class QueryTiles:
 
         Returns:
           [column patterns, heads, 2 * kernel_size - 1 of the rows, columns of a tile, of its keys] float32; with no
-          bias, one head and one row.
+          bias, one head and one row. Behind the rows is one more, of what is not seen.
         """
         axis = self.axes[1]
         table = jnp.where(axis.distance >= 0, 0.0, MASKED)[:, None, None]
-        if bias is None:
-            return table
-        select = jnp.asarray(axis.distance[..., None] == np.arange(2 * self.kernel_size[1] - 1), jnp.float32)
-        exact = dict(precision="highest", preferred_element_type=jnp.float32)
-        return table + jnp.einsum("hyx,pqkx->phyqk", bias.astype(jnp.float32), select, **exact)
+        if bias is not None:
+            select = jnp.asarray(axis.distance[..., None] == np.arange(2 * self.kernel_size[1] - 1), jnp.float32)
+            exact = dict(precision="highest", preferred_element_type=jnp.float32)
+            table = table + jnp.einsum("hyx,pqkx->phyqk", bias.astype(jnp.float32), select, **exact)
+        return jnp.pad(table, ((0, 0), (0, 0), (0, 1), (0, 0), (0, 0)), constant_values=MASKED)
 
-    def row_of(self, pattern, query, key, biased):
-        """Which row of `columns_table` is for a tile's row of queries and row of keys, or None where none is seen."""
-        distance = int(self.axes[0].distance[pattern, query, key])
-        return None if distance < 0 else distance * biased
+    def rows_of(self, biased):
+        """Which row of `columns_table` is for a tile's row of queries and row of keys.
+
+        Returns:
+          int32 [row patterns * rows of a tile * rows of its keys].
+        """
+        distance = self.axes[0].distance
+        unseen = 2 * self.kernel_size[0] - 1 if biased else 1
+        return np.where(distance < 0, unseen, distance * biased).astype(np.int32).reshape(-1)
 
     def vmem(self, biased, itemsize, backward):
         """Bytes that a step takes: blocks twice, because the next ones are fetched meanwhile, if there are others."""
         (Th, Tw), (Kh, Kw) = self.tile, self.keys
         heads = self.heads.in_step if biased else 1
-        score = Th * Tw * _lanes(Kh * Kw) * 4
-        table = math.prod(self.patterns) * heads * score
-        columns = self.patterns[1] * heads * (2 * self.kernel_size[0] - 1) * Tw * _lanes(Kw) * 4
+        table = self.slots(biased) * self._table(biased)
+        columns = self.patterns[1] * heads * 2 * self.kernel_size[0] * Tw * _lanes(Kw) * 4
         blocks = self.step_images * self.heads.padded * itemsize * 2 * (Th * Tw + Kh * Kw)
         if backward:
             table, columns, blocks = 2 * table, 2 * columns, 2 * blocks
-            blocks += 2 * self.step_images * math.prod(self.size) * self.heads.padded * 4
         columns *= 1 if self.heads.steps == 1 else 2
-        return 2 * blocks + columns + table + TEMPORARIES * self.step_images * score
+        return 2 * blocks + backward * self._sums + columns + table + TEMPORARIES * self.step_images * self._score
+
+    @property
+    def _sums(self):
+        """Bytes of the keys' and values' gradients of a band."""
+        return 4 * self.step_images * math.prod(bands.keys for bands in self.bands) * self.heads.padded * 4
+
+    @property
+    def _score(self):
+        """Bytes of one head's scores of one image."""
+        return math.prod(self.tile) * _lanes(math.prod(self.keys)) * 4
+
+    def _table(self, biased):
+        """Bytes of the table of one pair of patterns."""
+        return self._score * (self.heads.in_step if biased else 1)
 
 
 def _lanes(n):
     return -(-n // LANES) * LANES
 
 
-def layout(shape, options):
-    """The layout of a call on operands of `shape`, [B, *sizes, heads, head_dim] on one device.
+def layout(shape, options, returns_lse=False, wide=False):
+    """The layout of a call on queries of `shape`, [B, *sizes, heads, head_dim] on one device.
 
     Args:
-      shape: of the operands, before their dilation groups join the batch.
+      shape: of the queries, before their dilation groups join the batch.
       options: kernel_size, stride, dilation, is_causal (one an axis) and border.
+      returns_lse, wide: see `QueryTiles`.
     """
     batch, *sizes, heads, head_dim = shape
     dilation = options["dilation"]
@@ -162,39 +216,8 @@ def layout(shape, options):
     per_axis = [(*alone, *options[name]) for name in ("kernel_size", "stride")]
     causal = (*(False for _ in alone), *options["is_causal"])
     heads = Heads(heads, head_dim)
-    return QueryTiles(batch * math.prod(dilation), (*alone, *grouped), heads, *per_axis, causal, options["border"])
-
-
-def refusal(q, k, v, shape, options, biased, other):
-    """Why the kernel does not take a call, or None where it does.
-
-    Args:
-      q, k, v: arrays or shapes.
-      shape: q's on one device.
-      options: as `layout` takes them.
-      biased: whether there is a bias.
-      other: names of what is used and only XLA has.
-    """
-    if other:
-        return f"{', '.join(other)}: through XLA only"
-    sizes = shape[1:-2]
-    if len(sizes) > 2:
-        return "maps of three axes: through XLA only"
-    reason = unequal(q, k, v)
-    if reason:
-        return reason
-    for n, d in zip(sizes, options["dilation"], strict=True):
-        if n % d:
-            return f"dilation={d} does not divide the {n} positions of an axis"
-    tiles = layout(shape, options)
-    if tiles.tile[1] > QUERIES:
-        return f"a row of {tiles.size[1]} queries is too wide for one tile, and no multiple of 8 for more"
-    if math.prod(tiles.tile) < 32 and math.prod(tiles.size) > 64:
-        return f"tiles of {tiles.tile} queries of a map {tiles.size} leave the matrix unit empty"
-    needed = tiles.vmem(biased, q.dtype.itemsize, backward=True)
-    if needed > vmem():
-        return f"the gradient's sums over a map of {tiles.size} take {needed / 2**20:.0f} MiB, more than VMEM has"
-    return None
+    size, batch = (*alone, *grouped), batch * math.prod(dilation)
+    return QueryTiles(batch, size, heads, *per_axis, causal, options["border"], returns_lse, wide)
 
 
 def to_groups(x, dilation):
@@ -222,12 +245,15 @@ class _Axis:
     """One axis cut into tiles.
 
     Attributes:
+      size: keys in all; pad: those of them that are zeros before the map.
       keys: of each tile.
       first: [tiles], the first key.
       pattern: [tiles], which pattern is the tile's.
       distance: [patterns, queries, keys], a key's position less the query's, plus kernel_size - 1; -1: not seen.
     """
 
+    size: int
+    pad: int
     keys: int
     first: np.ndarray
     pattern: np.ndarray
@@ -237,14 +263,17 @@ class _Axis:
 @functools.cache
 def _cut(size, tile, kernel_size, stride, is_causal, align, border):
     windows = axis_windows(size, kernel_size, stride, 1, is_causal, border)
-    start, stop = (x.reshape(-1, tile) for x in (windows.start, windows.stop))
     align = align if tile < size else 1
+    pad = max(0, -int(windows.start.min()))
+    start, stop = (x.reshape(-1, tile) + pad for x in (windows.start, windows.stop))
+    query = np.arange(size).reshape(-1, tile) + pad
+    size = max(size + pad, int(stop.max()))
+    size = -(-size // align) * align
     first = start.min(1) // align * align
     keys = min(-(-int((stop.max(1) - first).max()) // align) * align, size)
     first = np.minimum(first, size - keys)
     key = first[:, None, None] + np.arange(keys)
     seen = (key >= start[..., None]) & (key < stop[..., None])
-    query = np.arange(size).reshape(-1, tile)
     distance = np.where(seen, key - query[..., None] + kernel_size - 1, -1)
     patterns, pattern = np.unique(distance, axis=0, return_inverse=True)
-    return _Axis(keys, first, pattern.reshape(-1), patterns)
+    return _Axis(size, pad, keys, first, pattern.reshape(-1), patterns)

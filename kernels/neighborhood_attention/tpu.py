@@ -5,78 +5,140 @@ blocks, the keys that their windows reach; nothing is copied into windows. Which
 them, is a table over the few patterns that tiles show: inside the map, at its borders, in its corners.
 
 The backward pass computes the probabilities again, tile by tile, and sums the gradients of keys and values over the
-tiles in VMEM. The operands are the only residuals.
+tiles of a band in VMEM; where bands overlap their sums are added outside. The operands are the only residuals.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from vision_jax.kernels import dispatch, limits
+from vision_jax.kernels.neighborhood_attention import pattern_table
+from vision_jax.kernels.neighborhood_attention.key_bands import join
 from vision_jax.kernels.neighborhood_attention.query_tiles import SUBLANES
-from vision_jax.kernels.packed_heads import MASKED, HeadSum, concatenate, head_scores, softmax
+from vision_jax.kernels.neighborhood_attention.tile_order import FIELDS
+from vision_jax.kernels.packed_heads import HeadSum, concatenate, head_scores, softmax, transposed
+
+
+def neighborhood_attention(q, k, v, bias, scale, tiles):
+    """The output, or (output, log-sum-exp [B, H, W, heads, 1]) where the layout returns both.
+
+    Args:
+      q: [B, H, W, heads, head_dim].
+      k, v: [B, H, W, key_heads, head_dim].
+      bias: [heads, 2 * kernel_size - 1, ...], or None.
+      scale: a number.
+      tiles: the layout.
+    """
+    out, lse = _attend(q, k, v, bias, scale, tiles)
+    return (out, lse) if tiles.returns_lse else out
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def neighborhood_attention(q, k, v, bias, scale, tiles):
-    """q, k, v [B, H, W, heads, head_dim], bias [heads, 2 * kernel_size - 1, ...] or None; scale a number."""
-    (out,) = _call(tiles, scale, (q, k, v), tiles.columns_table(bias), bias is not None)
-    return out
+def _attend(q, k, v, bias, scale, tiles):
+    operands = dict(q=q, k=_spread(k, tiles), v=_spread(v, tiles))
+    found = _call(tiles, scale, operands, ["out", *["lse"] * tiles.returns_lse], bias)
+    return found["out"].reshape(q.shape), tiles.from_rows(found["lse"])[..., None] if tiles.returns_lse else None
 
 
 def _forward(q, k, v, bias, scale, tiles):
-    return neighborhood_attention(q, k, v, bias, scale, tiles), (q, k, v, bias)
+    return _attend(q, k, v, bias, scale, tiles), (q, k, v, bias)
 
 
-def _backward(scale, tiles, residuals, d_out):
+def _backward(scale, tiles, residuals, cotangents):
     q, k, v, bias = residuals
-    columns, to_bias = jax.vjp(tiles.columns_table, bias)
-    dq, dk, dv, *d_columns = _call(tiles, scale, (q, k, v, d_out), columns, bias is not None)
-    return dq, dk.astype(k.dtype), dv.astype(v.dtype), to_bias(*d_columns)[0] if d_columns else None
+    d_out, d_lse = cotangents
+    d_lse = tiles.to_rows(d_lse) if tiles.returns_lse else None
+    operands = dict(q=q, k=_spread(k, tiles), v=_spread(v, tiles), d_out=d_out.astype(q.dtype), d_lse=d_lse)
+    found = _call(tiles, scale, operands, ["dq", "dk", "dv", *["d_columns"] * (bias is not None)], bias)
+    to_bias = jax.vjp(tiles.columns_table, bias)[1]
+    d_bias = None if bias is None else to_bias(found["d_columns"])[0]
+    return found["dq"].reshape(q.shape), _gather(found["dk"], k, tiles), _gather(found["dv"], v, tiles), d_bias
 
 
-neighborhood_attention.defvjp(_forward, _backward)
+_attend.defvjp(_forward, _backward)
 
 
-def _call(tiles, scale, tensors, columns, biased):
-    """The forward kernel for (q, k, v), the backward one for (q, k, v, d_out)."""
-    backward = len(tensors) == 4
-    q, heads = tensors[0], tiles.heads
+def _spread(x, tiles):
+    """The keys' map, each head as often as it serves a query head."""
+    x, repeats = tiles.with_zeros(x), tiles.heads.count // x.shape[-2]
+    return x if repeats == 1 else jnp.repeat(x, repeats, -2)
+
+
+def _gather(gradient, x, tiles):
+    """The transpose of `_spread`, of what the kernel has summed in bands: the gradient of x."""
+    gradient = tiles.without_zeros(join(gradient, tiles.bands, tiles.key_size))
+    gradient = gradient.reshape(*x.shape[:-1], -1, x.shape[-1])
+    return (gradient.sum(-2) if gradient.shape[-2] > 1 else gradient).reshape(x.shape).astype(x.dtype)
+
+
+def _call(tiles, scale, operands, results, bias):
+    """A kernel over named tensors, forward for the result "out" and backward for "dq": {name: result}.
+
+    Args:
+      tiles, scale, bias: as `neighborhood_attention` takes them.
+      operands: {name: array, or None where absent}; maps are [B, H, W, heads, head_dim], k and v the keys' map.
+      results: names; maps are [B, H, W, C].
+    """
+    operands = {name: x for name, x in operands.items() if x is not None}
+    q, heads, backward, biased = operands["q"], tiles.heads, "dq" in results, bias is not None
     B, H, W, C = tiles.batch, *tiles.size, heads.channels
-    images, (Tq, Tw), (Kh, Kw), across = tiles.step_images, tiles.tile, tiles.keys, tiles.tiles[1]
+    images, (Th, Tw), (Kh, Kw), across = tiles.step_images, tiles.tile, tiles.keys, tiles.tiles[1]
+    columns = tiles.columns_table(bias)
 
-    def of_tile(group, step, tile, places):
-        return (step, jax.lax.div(tile, across), jax.lax.rem(tile, across), group)
+    def of_tile(group, step, tile, places, _):
+        at = _at(places, tile)
+        return (step, at("row"), at("column"), group)
 
-    def of_keys(group, step, tile, places):
-        column = places[tile, 1] * SUBLANES if Kw < W else 0
-        return (step * images, places[tile, 0], column, heads.first_lane(group))
+    def of_keys(group, step, tile, places, _):
+        at = _at(places, tile)
+        column = at("key_column") * SUBLANES if Kw < tiles.key_size[1] else 0
+        return (step * images, at("key_row"), column, heads.first_lane(group))
 
-    query = pl.BlockSpec((images, Tq, Tw, heads.lanes), of_tile)
+    def of_band(group, step, tile, places, _):
+        return (step, _at(places, tile)("band"), 0, 0, group)
+
+    def of_rows(group, step, tile, places, _):
+        at = _at(places, tile)
+        return (step, group, at("row") * across + at("column"), 0, 0)
+
+    query = pl.BlockSpec((images, Th, Tw, heads.lanes), of_tile)
     key = pl.BlockSpec(tuple(map(pl.Element, (images, Kh, Kw, heads.lanes))), of_keys)
-    whole = pl.BlockSpec((images, H, W, heads.lanes), lambda group, step, tile, places: (step, 0, 0, group))
-    N, M, in_table = Tq * Tw, Kh * Kw, heads.in_step if biased else 1
+    band_keys = tuple(bands.keys for bands in tiles.bands)
+    band = pl.BlockSpec((images, 1, *band_keys, heads.lanes), of_band)
+    rows = pl.BlockSpec((images, 1, 1, *tiles.rows_shape[3:]), of_rows)
+    N, M, in_table = Th * Tw, Kh * Kw, heads.in_step if biased else 1
     of_columns = pl.BlockSpec(
         (columns.shape[0], in_table, *columns.shape[2:]),
-        lambda group, step, tile, places: (0, group if biased else 0, 0, 0, 0),
+        lambda group, step, tile, *_: (0, group if biased else 0, 0, 0, 0),
     )
-    table = pltpu.VMEM((tiles.patterns[0] * tiles.patterns[1], in_table, N, M), jnp.float32)
-    out_specs, out_shapes = [query], [jax.ShapeDtypeStruct((B, H, W, C), q.dtype)]
-    if backward:
-        out_specs += [whole, whole]
-        out_shapes += [jax.ShapeDtypeStruct((B, H, W, C), jnp.float32)] * 2
-    if backward and biased:
-        out_specs.append(of_columns)
-        out_shapes.append(jax.ShapeDtypeStruct(columns.shape, jnp.float32))
+    special = dict(k=key, v=key, dk=band, dv=band, lse=rows, d_lse=rows, columns=of_columns, d_columns=of_columns)
+    bands_shape = (B, math.prod(len(bands.first) for bands in tiles.bands), *band_keys, C)
+    shapes = dict(lse=tiles.rows_shape, d_columns=columns.shape, dk=bands_shape, dv=bands_shape)
+    shapes |= dict(out=(B, H, W, C)) if tiles.wide else {}  # in float32
+    out_shapes = [
+        jax.ShapeDtypeStruct(shapes[name], jnp.float32) if name in shapes
+        else jax.ShapeDtypeStruct((B, H, W, C), q.dtype) for name in results
+    ]  # fmt: skip
+    operands = {name: x if name == "d_lse" else x.reshape(*x.shape[:3], C) for name, x in operands.items()}
+    operands["columns"] = columns
+    table = pltpu.VMEM((tiles.slots(biased), in_table, N, M), jnp.float32)
+
+    def body(places, rows_of, *refs):
+        names = [*operands, *results]
+        at = _at(places, pl.program_id(2))
+        _kernel(tiles, scale, biased, at, rows_of, dict(zip(names, refs, strict=False)), *refs[len(names) :])
+
     out = pl.pallas_call(
-        functools.partial(_kernel, tiles, scale, biased, backward),
+        body,
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=1,
+            num_scalar_prefetch=2,
             grid=tiles.grid,
-            in_specs=[query, key, key, *[query] * backward, of_columns],
-            out_specs=out_specs,
+            in_specs=[special.get(name, query) for name in operands],
+            out_specs=[special.get(name, query) for name in results],
             scratch_shapes=[table] * (1 + (backward and biased)),
         ),
         out_shape=out_shapes,
@@ -88,115 +150,93 @@ def _call(tiles, scale, tensors, columns, biased):
             flops=(5 if backward else 2) * 2 * B * H * W * M * C,
             transcendentals=B * H * W * M * heads.count,
             # keys and values are read with every tile that they are beside, all else once
-            bytes_accessed=(1 + backward) * q.size * q.dtype.itemsize
-            + 2 * tiles.grid[2] * M * B * C * q.dtype.itemsize
-            + sum(x.size * x.dtype.itemsize for x in (*out_shapes, columns)),
+            bytes_accessed=2 * tiles.grid[2] * M * B * C * q.dtype.itemsize
+            + sum(x.size * x.dtype.itemsize for name, x in operands.items() if name not in ("k", "v"))
+            + sum(x.size * x.dtype.itemsize for x in out_shapes),
         ),
         interpret=dispatch.interpret(),
         name="neighborhood_attention_backward" if backward else "neighborhood_attention",
-    )(jnp.asarray(tiles.places), *(x.reshape(B, H, W, C) for x in tensors), columns)
-    results = 3 if backward else 1
-    return [x.reshape(q.shape) for x in out[:results]] + list(out[results:])
+    )(jnp.asarray(tiles.places(biased)), jnp.asarray(tiles.rows_of(biased)), *operands.values())
+    return dict(zip(results, out, strict=True))
 
 
-def _kernel(tiles, scale, biased, backward, places, *refs):
-    """Forward (q, k, v, columns -> out), backward (q, k, v, d_out, columns -> dq, dk, dv, d_columns)."""
-    tensors, (columns, *refs) = refs[: 3 + backward], refs[3 + backward :]
-    outs, scratch = refs[: len(refs) - 1 - (backward and biased)], refs[len(refs) - 1 - (backward and biased) :]
-    table, *d_table = scratch
-    heads, tile, last = tiles.heads, pl.program_id(2), pl.num_programs(2) - 1
-    q, k, v, *d_out = (_tokens(ref) for ref in tensors)
-    pattern = places[tile, 2]
+def _at(places, tile):
+    """A function that reads a field of a tile."""
+    return lambda name: places[FIELDS.index(name), tile]
 
-    @pl.when((tile == 0) & (pl.program_id(1) == 0))
+
+def _kernel(tiles, scale, biased, at, rows_of, refs, table, d_table=None):
+    """One grid step, in VMEM; `at` reads a field of the tile, refs are by the names of operands and results."""
+    heads, backward, slot = tiles.heads, "dq" in refs, at("slot")
+    q, k, v = (_tokens(refs[name]) for name in "qkv")
+    opens, closes = at("opens_slot") == 1, at("closes_slot") == 1
+    if tiles.slots(biased) == math.prod(tiles.patterns):  # a table serves all images
+        opens, closes = opens & (pl.program_id(1) == 0), closes & (pl.program_id(1) == pl.num_programs(1) - 1)
+
+    if d_table is not None:
+
+        @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0))
+        def _():
+            refs["d_columns"][...] = jnp.zeros_like(refs["d_columns"])
+
+    @pl.when(opens)
     def _():
-        _make_table(tiles, biased, columns, table)
-        for ref in d_table:
-            ref[...] = jnp.zeros_like(ref)
+        pattern_table.make(tiles, at, rows_of, refs["columns"], table)
+        if d_table is not None:
+            d_table[slot] = jnp.zeros(d_table.shape[1:], d_table.dtype)
 
     if backward:
-        _, dk, dv, *d_columns = outs
+        d_out = _tokens(refs["d_out"])
 
-        @pl.when(tile == 0)
+        @pl.when(at("opens_band") == 1)
         def _():
-            dk[...], dv[...] = jnp.zeros_like(dk), jnp.zeros_like(dv)
+            for name in ("dk", "dv"):
+                refs[name][...] = jnp.zeros_like(refs[name])
 
     sums = [HeadSum(heads) for _ in range(3 if backward else 1)]
     for head in range(heads.in_step):
-        scores = head_scores(heads, q, k, head) * scale + table[pattern, head if biased else 0][None]
-        p, norm = softmax(scores, masked=False)
+        scores = head_scores(heads, q, k, head) * scale + table[slot, head if biased else 0][None]
+        p, norm, lse = softmax(scores, masked=False)
+        if "lse" in refs:
+            refs["lse"][:, 0, 0, head : head + 1, :] = transposed(lse)
         if not backward:
             sums[0].add(head, p.astype(v.dtype), v, ((2,), (1,)), norm)
             continue
         p = p * norm
-        d_p = head_scores(heads, d_out[0], v, head)
-        d_scores = p * (d_p - jnp.sum(p * d_p, -1, keepdims=True))
-        for ref in d_table:
-            ref[pattern, head] += jnp.sum(d_scores, 0)
+        d_p = head_scores(heads, d_out, v, head)
+        held = jnp.sum(p * d_p, -1, keepdims=True)
+        if "d_lse" in refs:
+            held = held - transposed(refs["d_lse"][:, 0, 0, head : head + 1, :])
+        d_scores = p * (d_p - held)
+        if d_table is not None:
+            d_table[slot, head] += jnp.sum(d_scores, 0)
         d_scores = (d_scores * scale).astype(q.dtype)
         sums[0].add(head, d_scores, k, ((2,), (1,)))
         sums[1].add(head, d_scores, q, ((1,), (1,)))
-        sums[2].add(head, p.astype(q.dtype), d_out[0], ((1,), (1,)))
+        sums[2].add(head, p.astype(q.dtype), d_out, ((1,), (1,)))
     out, *to_keys = (total.value() for total in sums)
-    _, height, width, _ = outs[0].shape
-    out = out.astype(outs[0].dtype)
+    out_ref = refs["dq" if backward else "out"]
+    _, height, width, _ = out_ref.shape
+    out = out.astype(out_ref.dtype)
     for b in range(tiles.step_images):
         for y in range(height):
-            outs[0][b, y] = out[b, y * width : (y + 1) * width]
+            out_ref[b, y] = out[b, y * width : (y + 1) * width]
     rows, columns = tiles.keys
     place = slice(None)
-    if columns < tiles.size[1]:
-        place = pl.ds(pl.multiple_of(places[tile, 1] * SUBLANES, SUBLANES), columns)
-    for ref, total in zip(outs[1:3], to_keys, strict=True):
+    if columns < tiles.bands[1].keys:
+        place = pl.ds(pl.multiple_of(at("band_column") * SUBLANES, SUBLANES), columns)
+    for name, total in zip(("dk", "dv"), to_keys, strict=False):
         for b in range(tiles.step_images):
             for y in range(rows):
-                ref[b, places[tile, 0] + y, place] += total[b, y * columns : (y + 1) * columns]
-    if d_table:
+                refs[name][b, 0, at("band_row") + y, place] += total[b, y * columns : (y + 1) * columns]
+    if d_table is not None:
 
-        @pl.when((tile == last) & (pl.program_id(1) == pl.num_programs(1) - 1))
+        @pl.when(closes)
         def _():
-            _sum_table(tiles, d_table[0], d_columns[0])
+            pattern_table.add(tiles, at, rows_of, d_table, refs["d_columns"])
 
 
 def _tokens(ref):
     """A block [n, rows, columns, lanes] -> [n, rows * columns, lanes]."""
     n, rows, _, _ = ref.shape
     return jnp.stack([concatenate([ref[b, y] for y in range(rows)]) for b in range(n)])
-
-
-def _make_table(tiles, biased, columns, table):
-    """Bias and mask of whole tiles, [patterns, heads, queries, keys], of those along the columns."""
-    (Th, Tw), (Kh, Kw), (across_rows, across) = tiles.tile, tiles.keys, tiles.patterns
-    unseen = jnp.full((Tw, Kw), MASKED, jnp.float32)
-
-    def make(n, _):
-        pattern, head = jax.lax.div(n, columns.shape[1]), jax.lax.rem(n, columns.shape[1])
-        for of_rows in range(across_rows):
-            for query in range(Th):
-                found = [tiles.row_of(of_rows, query, key, biased) for key in range(Kh)]
-                row = [unseen if place is None else columns[pattern, head, place] for place in found]
-                place = slice(query * Tw, (query + 1) * Tw)
-                table[of_rows * across + pattern, head, place] = jnp.concatenate(row, 1) if Kh > 1 else row[0]
-
-    jax.lax.fori_loop(0, across * columns.shape[1], make, None)
-
-
-def _sum_table(tiles, d_table, d_columns):
-    """The transpose of `_make_table`."""
-    (Th, Tw), (Kh, Kw), (across_rows, across) = tiles.tile, tiles.keys, tiles.patterns
-    heads = d_columns.shape[1]
-
-    def add(n, _):
-        pattern, head = jax.lax.div(n, heads), jax.lax.rem(n, heads)
-        sums = {}
-        for of_rows in range(across_rows):
-            for query in range(Th):
-                row = d_table[of_rows * across + pattern, head, query * Tw : (query + 1) * Tw]
-                for key in range(Kh):
-                    if (place := tiles.row_of(of_rows, query, key, True)) is not None:
-                        part = row[:, key * Kw : (key + 1) * Kw]
-                        sums[place] = sums[place] + part if place in sums else part
-        for place in range(d_columns.shape[2]):
-            d_columns[pattern, head, place] = sums.get(place, jnp.zeros((Tw, Kw), jnp.float32))
-
-    jax.lax.fori_loop(0, across * heads, add, None)

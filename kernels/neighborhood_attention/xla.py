@@ -22,7 +22,17 @@ def neighborhood_attention(
     if additional_keys is None:
         return attend(plan, scale, v.dtype, q, k, v, bias)
     out, lse = attend(plan, scale, wide, q, k, v, bias)
-    more, more_lse = attend_additional(q, additional_keys, additional_values, additional_bias, scale)
+    return join_additional(out, lse, q, additional_keys, additional_values, additional_bias, scale)
+
+
+def join_additional(out, lse, q, k, v, bias, scale):
+    """(output in v's dtype, log-sum-exp) of a neighborhood's, in at least float32, and additional keys' attention.
+
+    Args:
+      out, lse: of the neighborhood alone.
+      q, k, v, bias, scale: as `attend_additional` takes them.
+    """
+    more, more_lse = attend_additional(q, k, v, bias, scale)
     total = jnp.logaddexp(lse, more_lse)
     out = out * jnp.exp(lse - total)[..., None] + more * jnp.exp(more_lse - total)[..., None]
     return out.astype(v.dtype), total

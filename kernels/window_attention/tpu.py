@@ -193,7 +193,7 @@ def _kernel(bands, kind, has_table, has_keys, results, has_d_table, scale, *refs
             factor = scale[pl.program_id(0) * bands.heads.in_step + head]
             bias = _bias(bands, kind, batch, table, keys, head)
             scores = head_scores(bands.heads, q, k, head) * factor
-            p, norm = softmax(scores if bias is None else scores + bias, has_keys)
+            p, norm, _ = softmax(scores if bias is None else scores + bias, has_keys)
             if not backward:
                 sums[0].add(head, p.astype(v.dtype), v, ((2,), (1,)), norm)
                 continue

@@ -87,6 +87,7 @@ BLOCKS = (
     _neighbors("NAT-B stage 2, kernel 7", 16, 28, 8, 7),
     _neighbors("64 x 64 map, kernel 7", 4, 64, 4, 7),
     _neighbors("64 x 64 map, kernel 13", 4, 64, 4, 13),
+    _neighbors("256 x 256 map, kernel 7", 1, 256, 4, 7),
     _rank_augmented("RAVLT-B stage 2, 64 x 64 map", 16, 64, 2, 96),
     _rank_augmented("RAVLT-B stage 2, 256 x 256 map", 1, 256, 2, 96),
     _unnormalized("L2ViT-B stage 1, 64 x 64 map", 16, 64, 4, 32),
