@@ -5,7 +5,7 @@ import math
 import numbers
 
 from vision_jax.kernels import dispatch
-from vision_jax.kernels.neighborhood_attention import halves, query_tiles, xla
+from vision_jax.kernels.neighborhood_attention import halves, query_tiles, rectangles, xla
 from vision_jax.kernels.neighborhood_attention.query_tiles import from_groups, to_groups
 
 from vision_jax.errors import InputError, unknown
@@ -42,8 +42,8 @@ def neighborhood_attention(
         softmax.
       additional_bias: added to their scaled scores, [heads, T], or what broadcasts to [B, *sizes, heads, T].
       return_lse: return the log-sum-exp of the scores too.
-      implementation: "xla" or "tpu"; None is the kernel of the device where it takes the call, else XLA
-        (`vision_jax.kernels.explain` says which and why).
+      implementation: "xla", "tpu" or "gpu"; None is the TPU's kernel there, where it takes the call, else XLA
+        (`vision_jax.kernels.explain` says which and why). The kernels for sm_90 GPUs have not run on one yet: by name.
 
     Returns:
       [B, *sizes, heads, value_dim] in v's dtype; or (that, [B, *sizes, heads] in at least float32). Softmax is in at
@@ -60,31 +60,41 @@ def neighborhood_attention(
     sizes, names = q.shape[1:-2], ("batch", *(None,) * (q.ndim - 3), "heads", None)
     axes = split_axes({"batch": [q.shape[0]], "heads": [q.shape[-2], k.shape[-2]]})
     local = local_shape(q.shape, names, axes)
-    used = {"additional_keys": additional_keys is not None, "return_lse": return_lse, "border='zero'": border == "zero"}
+    used = {"additional_keys": additional_keys is not None, "border='zero'": border == "zero"}
     used = [name for name in used if used[name]]
-    refusal = functools.partial(query_tiles.refusal, q, k, v, local, options, bias is not None, used)
-    chosen = dispatch.choose("neighborhood_attention", local, implementation, {"tpu": refusal})
+    call = q, k, v, local, options, bias is not None
+    refusals = {
+        "tpu": functools.partial(query_tiles.refusal, *call, used + ["return_lse"] * return_lse),
+        "gpu": functools.partial(rectangles.refusal, *call, used),
+    }
+    chosen = dispatch.choose("neighborhood_attention", local, implementation, refusals)
     if chosen == "xla":
         out, lse = xla.neighborhood_attention(
             q, k, v, **options, bias=bias, scale=scale, additional_keys=additional_keys,
             additional_values=additional_values, additional_bias=additional_bias,
         )  # fmt: skip
         return (out, lse) if return_lse else out
-    from vision_jax.kernels.neighborhood_attention import tpu  # here, because Pallas takes its time to import
+    # Kernels are imported where one runs: Pallas takes its time, and not every build of JAX has Mosaic GPU.
+    if chosen == "gpu":
+        from vision_jax.kernels.neighborhood_attention import gpu
 
-    tiles = query_tiles.layout(local, options)
+        layout = rectangles.Rectangles.of(local, options)
+        kernel = functools.partial(gpu.neighborhood_attention, scale=scale, layout=layout)
+    else:
+        from vision_jax.kernels.neighborhood_attention import tpu
+
+        tiles = query_tiles.QueryTiles.of(local, options)
+        kernel = functools.partial(tpu.neighborhood_attention, scale=scale, tiles=tiles)
     # A dilation group is a map of its own: the groups of an image join its batch.
     q, k, v = (to_groups(x, options["dilation"]) for x in (q, k, v))
     bias = None if bias is None else bias.reshape(len(bias), -1, bias.shape[-1])
     names = ("batch", None, None, "heads", None)
-    out = over_mesh(
-        functools.partial(tpu.neighborhood_attention, scale=scale, tiles=tiles),
-        (q, k, v, bias),
-        (names, names, names, ("heads", None, None)),
-        names,
-        axes,
-    )
-    return from_groups(out, options["dilation"], sizes)
+    of_results = [names, names[:4]] if chosen == "gpu" else names
+    results = over_mesh(kernel, (q, k, v, bias), (names, names, names, ("heads", None, None)), of_results, axes)
+    if chosen == "tpu":
+        return from_groups(results, options["dilation"], sizes)
+    out, lse = (from_groups(x, options["dilation"], sizes) for x in (results[0], results[1][..., None]))
+    return (out, lse[..., 0]) if return_lse else out
 
 
 def neighborhood_scores(

@@ -6,9 +6,10 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
-from vision_jax.kernels.limits import largest_divisor, unequal, vmem
+from vision_jax.kernels.limits import largest_divisor, vmem
+from vision_jax.kernels.neighborhood_attention.fast_path import Call, beyond
 from vision_jax.kernels.neighborhood_attention.windows import axis_windows
-from vision_jax.kernels.packed_heads import LANES, MASKED, Heads
+from vision_jax.kernels.packed_heads import LANES, MASKED
 
 QUERIES = 128  # of a tile, at most: two of them at k = 7 take as many scores as registers hold
 SUBLANES = 8  # rows of a register: where a block may begin along a map's columns
@@ -17,22 +18,8 @@ SCORES = 2**15  # elements of one head's scores that are computed at once, for w
 
 
 @dataclasses.dataclass(frozen=True)
-class QueryTiles:
-    """The layout of a call on maps of one or two axes; of one axis, the map is a single row.
-
-    Attributes:
-      batch, size, heads: of the map, its positions an axis already those of one dilation group.
-      kernel_size, stride, is_causal: an axis.
-      border: "shift" or "mask".
-    """
-
-    batch: int
-    size: tuple
-    heads: Heads
-    kernel_size: tuple
-    stride: tuple
-    is_causal: tuple
-    border: str
+class QueryTiles(Call):
+    """The layout of a call."""
 
     @functools.cached_property
     def tile(self):
@@ -134,45 +121,20 @@ def _lanes(n):
     return -(-n // LANES) * LANES
 
 
-def layout(shape, options):
-    """The layout of a call on operands of `shape`, [B, *sizes, heads, head_dim] on one device.
-
-    Args:
-      shape: of the operands, before their dilation groups join the batch.
-      options: kernel_size, stride, dilation, is_causal (one an axis) and border.
-    """
-    batch, *sizes, heads, head_dim = shape
-    dilation = options["dilation"]
-    grouped = [n // d for n, d in zip(sizes, dilation, strict=True)]
-    alone = (1,) * (2 - len(sizes))  # a map of one axis is a single row
-    per_axis = [(*alone, *options[name]) for name in ("kernel_size", "stride")]
-    causal = (*(False for _ in alone), *options["is_causal"])
-    heads = Heads(heads, head_dim)
-    return QueryTiles(batch * math.prod(dilation), (*alone, *grouped), heads, *per_axis, causal, options["border"])
-
-
 def refusal(q, k, v, shape, options, biased, other):
     """Why the kernel does not take a call, or None where it does.
 
     Args:
       q, k, v: arrays or shapes.
       shape: q's on one device.
-      options: as `layout` takes them.
+      options: as `Call.of` takes them.
       biased: whether there is a bias.
       other: names of what is used and only XLA has.
     """
-    if other:
-        return f"{', '.join(other)}: through XLA only"
-    sizes = shape[1:-2]
-    if len(sizes) > 2:
-        return "maps of three axes: through XLA only"
-    reason = unequal(q, k, v)
+    reason = beyond(q, k, v, shape, options, other)
     if reason:
         return reason
-    for n, d in zip(sizes, options["dilation"], strict=True):
-        if n % d:
-            return f"dilation={d} does not divide the {n} positions of an axis"
-    tiles = layout(shape, options)
+    tiles = QueryTiles.of(shape, options)
     if tiles.tile[1] > QUERIES:
         return f"a row of {tiles.size[1]} queries is too wide for one tile, and no multiple of 8 for more"
     if math.prod(tiles.tile) < 32 and math.prod(tiles.size) > 64:

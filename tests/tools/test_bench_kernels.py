@@ -31,7 +31,8 @@ def test_cases_are_calls_that_the_operators_take():
 def test_a_kernel_that_runs_by_name_only_is_measured(monkeypatch):
     monkeypatch.setattr(dispatch, "device", lambda: ("gpu", "NVIDIA H200"))
     assert kernels.chosen_implementation(kernels.CASES["swin_t 1 at 224"]) == "gpu"
-    assert kernels.chosen_implementation(kernels.CASES["nat_b 1 at 224, kernel 7"]) == "xla"
+    assert kernels.chosen_implementation(kernels.CASES["nat_b 1 at 224, kernel 7"]) == "gpu"
+    assert kernels.chosen_implementation(kernels.CASES["map of 256, kernel 31"]) == "gpu"
 
 
 def test_floors_count_what_a_call_must_do():
