@@ -1,13 +1,14 @@
 """Attention kernels beside the XLA path, PyTorch's attention on partitioned windows, and NATTEN.
 
 bfloat16, forward and forward with backward. Each peer takes part where it is installed, and its result is compared with
-ours first. A turn is several calls that wait for each other on the device only, so that what it costs to start a call
-does not count unless it is longer than the work. The floor is the least time that the chip needs for the products, or
-for reading every operand and writing every result once.
+ours first; linear attention has none. A turn is several calls that wait for each other on the device only, so that what
+it costs to start a call does not count unless it is longer than the work. The floor is the least time that the chip
+needs for the products, or for reading every operand and writing every result once.
 """
 
 import fnmatch
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -15,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from vision_jax.errors import InputError, unknown
-from vision_jax.kernels import dispatch, explain, neighborhood_attention, window_attention
+from vision_jax.kernels import dispatch, explain, linear_attention, neighborhood_attention, window_attention
 from vision_jax.parallel.chips import chip_of
 from vision_jax.tools.bench import kernel_peers
 from vision_jax.tools.bench.model_tables import milliseconds, times
 from vision_jax.tools.bench.timing import interleaved, speedup, spread
 
-OPERATORS = {"window": window_attention, "neighborhood": neighborhood_attention}
+OPERATORS = {"window": window_attention, "neighborhood": neighborhood_attention, "linear": linear_attention}
 KINDS = {"forward": "Forward", "train": "Forward and backward"}
 
 
@@ -38,8 +39,9 @@ class Case(NamedTuple):
 
     @property
     def keys(self):
-        """Keys that a query sees."""
-        return self.options["window_size"] ** 2 if self.operator == "window" else self.options["kernel_size"] ** 2
+        """Keys that a query sees; of linear attention, rows of the state, which cost as much."""
+        size = {"window": "window_size", "neighborhood": "kernel_size"}.get(self.operator)
+        return self.options[size] ** 2 if size else self.head_dim
 
 
 def _cases():
@@ -58,6 +60,10 @@ def _cases():
                     out[name] = Case("neighborhood", batch, (side, side), heads, 32, {"kernel_size": kernel})
     for kernel in (7, 13, 31):
         out[f"map of 256, kernel {kernel}"] = Case("neighborhood", 4, (256, 256), 8, 64, {"kernel_size": kernel})
+    for batch, tokens in ((32, 4096), (4, 65_536)):
+        for normalizer in (None, True):
+            name = f"linear, {tokens} tokens" + ", normalised" * bool(normalizer)
+            out[name] = Case("linear", batch, (tokens,), 8, 32, {"normalizer": normalizer})
     return out
 
 
@@ -80,7 +86,8 @@ def ours(case, arrays, implementation):
     bias = None if bias is None else jnp.asarray(bias)
 
     def attend(q, k, v, bias):
-        return OPERATORS[case.operator](q, k, v, bias=bias, implementation=implementation, **case.options)
+        given = case.options if bias is None else case.options | {"bias": bias}
+        return OPERATORS[case.operator](q, k, v, implementation=implementation, **given)
 
     def train(q, k, v, bias, d_out):
         out, pull = jax.vjp(attend, q, k, v, bias)
@@ -97,10 +104,10 @@ def ours(case, arrays, implementation):
 def floors(case, kind, chip):
     """Seconds that the products and the memory need at least: {"flops": ..., "bandwidth": ...}.
 
-    Products of forward: 2; with backward 5 more, one of which computes the scores again. Maps moved: q, k, v and the
-    result; then these without the result, its gradient, and three gradients.
+    Products of forward: 2; with backward 5 more, one of which computes the scores, or the state, again. Maps moved: q,
+    k, v and the result; then these without the result, its gradient, and three gradients.
     """
-    tokens = case.batch * case.size[0] * case.size[1] * case.heads
+    tokens = case.batch * math.prod(case.size) * case.heads
     products, maps = (2, 4) if kind == "forward" else (7, 11)
     flops, moved = products * 2 * tokens * case.keys * case.head_dim, maps * tokens * case.head_dim * 2
     return {"flops": flops / chip.flops, "bandwidth": moved / chip.bandwidth}
@@ -179,9 +186,10 @@ def chosen_implementation(case):
     shape = jax.ShapeDtypeStruct((case.batch, *case.size, case.heads, case.head_dim), jnp.bfloat16)
     bias = jax.ShapeDtypeStruct((case.heads, case.keys, case.keys), jnp.float32) if case.bias else None
     kernel = dispatch.device()[0]
-    call = functools.partial(OPERATORS[case.operator], implementation=kernel, **case.options)
+    given = case.options if bias is None else case.options | {"bias": bias}
+    call = functools.partial(OPERATORS[case.operator], implementation=kernel)
     try:
-        return explain(call, shape, shape, shape, bias=bias)[0].implementation
+        return explain(call, shape, shape, shape, **given)[0].implementation
     except InputError:
         return "xla"
 
