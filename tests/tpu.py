@@ -68,10 +68,10 @@ def assert_close(ours, theirs, tolerance):
         np.testing.assert_allclose(one, other, atol=tolerance * largest, rtol=tolerance)
 
 
-def assert_as_near(attend, arrays, options, exact):
+def assert_as_near(attend, arrays, options, exact, implementation="tpu"):
     """The interpreted kernel's root mean square error at most 1.5 times that of the XLA path."""
     with dispatch.interpreted():
-        outs = [np.asarray(attend(arrays, options, name), np.float64) for name in ("tpu", "xla")]
+        outs = [np.asarray(attend(arrays, options, name), np.float64) for name in (implementation, "xla")]
     kernel, xla = (np.sqrt(np.mean((out - exact) ** 2)) for out in outs)
     assert kernel < 1.5 * xla
 

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from vision_jax.kernels import dispatch
-from vision_jax.kernels.linear_attention import fast_path, xla
+from vision_jax.kernels.linear_attention import fast_path, head_packs, xla
 from vision_jax.kernels.linear_attention.chunks import Chunks
+from vision_jax.kernels.linear_attention.head_packs import HeadPacks
 from vision_jax.kernels.linear_attention.token_tiles import TokenTiles
 from vision_jax.kernels.packed_heads import Heads
 
@@ -49,8 +50,8 @@ def linear_attention(
         normalizer a pair of that and the sum of the keys [B, heads, head_dim].
       return_state: return the state after the last token (the first, if reversed) too, in the form of initial_state.
       chunk_size: tokens whose pairs are formed at once in the causal form; None chooses. Results do not depend on it.
-      implementation: "xla" or "tpu"; None is the kernel of the device where it takes the call, else XLA
-        (`vision_jax.kernels.explain` says which and why).
+      implementation: "xla", "tpu" or "gpu"; None is the TPU's kernel there, where it takes the call, else XLA
+        (`vision_jax.kernels.explain` says which and why). The kernels for sm_90 GPUs have not run on one yet: by name.
 
     Returns:
       [B, N, heads, value_dim] (or with q's spatial axes) in v's dtype; or (that, state). States are at least float32.
@@ -69,11 +70,14 @@ def linear_attention(
     names = ("batch", *(None,) * (q.ndim - 3), "heads", None)
     axes = split_axes({"batch": [q.shape[0]], "heads": [x.shape[-2] for x in (q, k, v)]})
     local = local_shape(q.shape, names, axes)
-    refusal = functools.partial(
-        fast_path.refusal, q, k, v, local, causal=causal, log_decay=log_decay, normalizer=normalizer, epsilon=epsilon,
-        has_state=initial_state is not None or return_state, chunk_size=chunk_size,
-    )  # fmt: skip
-    chosen = dispatch.choose("linear_attention", local, implementation, {"tpu": refusal})
+    given = dict(causal=causal, normalizer=normalizer, epsilon=epsilon)
+    given["has_state"] = initial_state is not None or return_state
+    call = q, k, v, local
+    refusals = {
+        "tpu": functools.partial(fast_path.refusal, *call, log_decay=log_decay, chunk_size=chunk_size, **given),
+        "gpu": functools.partial(head_packs.refusal, *call, **given),
+    }
+    chosen = dispatch.choose("linear_attention", local, implementation, refusals)
     if chosen == "xla":
         out, state = xla.linear_attention(
             q, k, v, log_decay=log_decay, causal=causal, reverse=reverse, normalizer=normalizer, epsilon=epsilon,
@@ -84,16 +88,23 @@ def linear_attention(
     if causal:
         chunks = Chunks(*layout, bool(reverse), bool(return_state), normalizer is not None, epsilon)
         return _causal(q, k, v, log_decay, initial_state, chunks, axes)
-    return _global(q, k, v, normalizer, epsilon, TokenTiles(*layout), axes)
+    # Kernels are imported where one runs: Pallas takes its time, and not every build of JAX has Mosaic GPU.
+    if chosen == "gpu":
+        from vision_jax.kernels.linear_attention import gpu
+
+        attend = functools.partial(gpu.linear_attention, layout=HeadPacks(*layout))
+    else:
+        from vision_jax.kernels.linear_attention import tpu
+
+        attend = functools.partial(tpu.linear_attention, tiles=TokenTiles(*layout))
+    return _global(q, k, v, normalizer, epsilon, attend, axes)
 
 
-def _global(q, k, v, normalizer, epsilon, tiles, axes):
-    """Where every token sees all, by the TPU's kernel."""
-    from vision_jax.kernels.linear_attention import tpu  # here, because Pallas takes its time to import
-
+def _global(q, k, v, normalizer, epsilon, attend, axes):
+    """Where every token sees all, by a kernel."""
     pair = normalizer if isinstance(normalizer, (tuple, list)) else (None, None)
     operands = [x if x is None else x.reshape(x.shape[0], -1, *x.shape[-2:]) for x in (q, k, v, *pair)]
-    attend = functools.partial(tpu.linear_attention, normalized=normalizer is not None, epsilon=epsilon, tiles=tiles)
+    attend = functools.partial(attend, normalized=normalizer is not None, epsilon=epsilon)
     return over_mesh(attend, operands, (TOKENS,) * len(operands), TOKENS, axes).reshape(q.shape)
 
 

@@ -108,13 +108,13 @@ def product(a, b, contract):
     if a.dtype == b.dtype:
         return dot(a, b, contract, batch)
     if a.dtype == jnp.float32:
-        return sum(dot(half, b, contract, batch) for half in _halves(a))
-    return sum(dot(a, half, contract, batch) for half in _halves(b))
+        return sum(dot(half, b, contract, batch) for half in halves(a))
+    return sum(dot(a, half, contract, batch) for half in halves(b))
 
 
 def scores(heads, a, b, head):
     """a b^T of one head, [n, N, lanes] and [n, M, lanes] -> [n, N, M]; a float32 is not rounded to b's bfloat16."""
-    return sum(head_scores(heads, part, b, head) for part in ([a] if a.dtype == b.dtype else _halves(a)))
+    return sum(head_scores(heads, part, b, head) for part in ([a] if a.dtype == b.dtype else halves(a)))
 
 
 def stack(heads, state):
@@ -132,7 +132,7 @@ def unstack(heads, stacked, state):
     keep_own(heads, state)
 
 
-def _halves(x):
+def halves(x):
     """By bits: rounding to bfloat16 and back is what a compiler may take for nothing."""
     high = jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(x, jnp.int32) & -(2**16), jnp.float32)
     return high.astype(jnp.bfloat16), (x - high).astype(jnp.bfloat16)

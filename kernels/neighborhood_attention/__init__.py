@@ -5,7 +5,7 @@ import math
 import numbers
 
 from vision_jax.kernels import dispatch
-from vision_jax.kernels.neighborhood_attention import fast_path, halves, query_tiles, xla
+from vision_jax.kernels.neighborhood_attention import halves, query_tiles, rectangles, xla
 from vision_jax.kernels.neighborhood_attention.query_tiles import from_groups, to_groups
 
 from vision_jax.errors import InputError, unknown
@@ -42,8 +42,8 @@ def neighborhood_attention(
         softmax.
       additional_bias: added to their scaled scores, [heads, T], or what broadcasts to [B, *sizes, heads, T].
       return_lse: return the log-sum-exp of the scores too.
-      implementation: "xla" or "tpu"; None is the kernel of the device where it takes the call, else XLA
-        (`vision_jax.kernels.explain` says which and why).
+      implementation: "xla", "tpu" or "gpu"; None is the TPU's kernel there, where it takes the call, else XLA
+        (`vision_jax.kernels.explain` says which and why). The kernels for sm_90 GPUs have not run on one yet: by name.
 
     Returns:
       [B, *sizes, heads, value_dim] in v's dtype; or (that, [B, *sizes, heads] in at least float32). Softmax is in at
@@ -60,34 +60,48 @@ def neighborhood_attention(
     sizes, names = q.shape[1:-2], ("batch", *(None,) * (q.ndim - 3), "heads", None)
     axes = split_axes({"batch": [q.shape[0]], "heads": [q.shape[-2], k.shape[-2]]})
     local = local_shape(q.shape, names, axes)
-    refusal = functools.partial(fast_path.refusal, q, k, v, local, options, bias is not None)
-    chosen = dispatch.choose("neighborhood_attention", local, implementation, {"tpu": refusal})
+    call, additional = (q, k, v, local, options, bias is not None), additional_keys is not None
+    refusals = {
+        "tpu": functools.partial(query_tiles.refusal, *call),
+        "gpu": functools.partial(rectangles.refusal, *call, additional),
+    }
+    chosen = dispatch.choose("neighborhood_attention", local, implementation, refusals)
     if chosen == "xla":
         out, lse = xla.neighborhood_attention(
             q, k, v, **options, bias=bias, scale=scale, additional_keys=additional_keys,
             additional_values=additional_values, additional_bias=additional_bias,
         )  # fmt: skip
         return (out, lse) if return_lse else out
-    from vision_jax.kernels.neighborhood_attention import tpu  # here, because Pallas takes its time to import
+    # Kernels are imported where one runs: Pallas takes its time, and not every build of JAX has Mosaic GPU.
+    if chosen == "gpu":
+        from vision_jax.kernels.neighborhood_attention import gpu
 
-    joined = additional_keys is not None  # to what the kernel gives, by XLA: there are few of them
-    tiles = query_tiles.layout(local, options, bool(return_lse or joined), joined)
+        with_lse, layout = True, rectangles.Rectangles.of(local, options)
+
+        def kernel(*operands):
+            out, lse = gpu.neighborhood_attention(*operands, scale, layout)
+            return out, lse[..., None]
+
+    else:
+        from vision_jax.kernels.neighborhood_attention import tpu
+
+        with_lse = bool(return_lse or additional)
+        # additional keys are joined to what the kernel gives, by XLA: there are few of them
+        tiles = query_tiles.QueryTiles.of(local, options, returns_lse=with_lse, wide=additional)
+        kernel = functools.partial(tpu.neighborhood_attention, scale=scale, tiles=tiles)
     # A dilation group is a map of its own: the groups of an image join its batch.
     queries, keys, values = (to_groups(x, options["dilation"]) for x in (q, k, v))
     bias = None if bias is None else bias.reshape(len(bias), -1, bias.shape[-1])
     names = ("batch", None, None, "heads", None)
-    out = over_mesh(
-        functools.partial(tpu.neighborhood_attention, scale=scale, tiles=tiles),
-        (queries, keys, values, bias),
-        (names, names, names, ("heads", None, None)),
-        [names, names] if tiles.returns_lse else names,
-        axes,
+    of_results = [names, names] if with_lse else names
+    found = over_mesh(
+        kernel, (queries, keys, values, bias), (names, names, names, ("heads", None, None)), of_results, axes
     )
-    if not tiles.returns_lse:
-        return from_groups(out, options["dilation"], sizes)
-    out, lse = (from_groups(x, options["dilation"], sizes) for x in out)
+    if not with_lse:
+        return from_groups(found, options["dilation"], sizes)
+    out, lse = (from_groups(x, options["dilation"], sizes) for x in found)
     lse = lse[..., 0]
-    if joined:
+    if additional:
         out, lse = xla.join_additional(out, lse, q, additional_keys, additional_values, additional_bias, scale)
     return (out, lse) if return_lse else out
 

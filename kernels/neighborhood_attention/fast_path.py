@@ -1,19 +1,56 @@
-"""Which calls the TPU kernel takes."""
+"""What the kernels of neighborhood attention take, whatever the device."""
 
+import dataclasses
 import math
 
-from vision_jax.kernels.limits import mixed, vmem
-from vision_jax.kernels.neighborhood_attention.query_tiles import QUERIES, layout
+from vision_jax.kernels.limits import mixed
+from vision_jax.kernels.packed_heads import Heads
 
 
-def refusal(q, k, v, shape, options, biased):
-    """Why the kernel does not take a call, or None where it does.
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One device's part of a call on maps of one or two axes; of one axis, the map is a single row.
+
+    Attributes:
+      batch, size, heads: of the map, its positions an axis already those of one dilation group.
+      kernel_size, stride, is_causal: an axis.
+      border: as the public function takes it.
+    """
+
+    batch: int
+    size: tuple
+    heads: Heads
+    kernel_size: tuple
+    stride: tuple
+    is_causal: tuple
+    border: str
+
+    @classmethod
+    def of(cls, shape, options, **own):
+        """The call on queries of `shape`, [B, *sizes, heads, head_dim] on one device.
+
+        Args:
+          shape: of the queries, before their dilation groups join the batch.
+          options: kernel_size, stride, dilation, is_causal (one an axis) and border.
+          **own: fields of the class's own.
+        """
+        batch, *sizes, heads, head_dim = shape
+        dilation = options["dilation"]
+        grouped = [n // d for n, d in zip(sizes, dilation, strict=True)]
+        alone = (1,) * (2 - len(sizes))
+        per_axis = [(*alone, *options[name]) for name in ("kernel_size", "stride")]
+        causal = (*(False for _ in alone), *options["is_causal"])
+        size, batch = (*alone, *grouped), batch * math.prod(dilation)
+        return cls(batch, size, Heads(heads, head_dim), *per_axis, causal, options["border"], **own)
+
+
+def beyond(q, k, v, shape, options):
+    """Why no kernel takes a call, or None.
 
     Args:
       q, k, v: arrays or shapes.
       shape: q's on one device.
-      options: as `layout` takes them.
-      biased: whether there is a bias.
+      options: as `Call.of` takes them.
     """
     sizes = shape[1:-2]
     if len(sizes) > 2:
@@ -26,12 +63,4 @@ def refusal(q, k, v, shape, options, biased):
     for n, d in zip(sizes, options["dilation"], strict=True):
         if n % d:
             return f"dilation={d} does not divide the {n} positions of an axis"
-    tiles = layout(shape, options)
-    if tiles.tile[1] > QUERIES:
-        return f"a row of {tiles.size[1]} queries is too wide for one tile, and no multiple of 8 for more"
-    if math.prod(tiles.tile) < 32 and math.prod(tiles.size) > 64:
-        return f"tiles of {tiles.tile} queries of a map {tiles.size} leave the matrix unit empty"
-    needed = tiles.vmem(biased, q.dtype.itemsize, backward=True)
-    if needed > vmem():
-        return f"the gradient of a tile of {tiles.tile} takes {needed / 2**20:.0f} MiB, more than VMEM has"
     return None

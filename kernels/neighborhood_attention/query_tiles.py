@@ -7,10 +7,11 @@ import math
 import jax.numpy as jnp
 import numpy as np
 from vision_jax.kernels import tile_table
-from vision_jax.kernels.limits import largest_divisor
+from vision_jax.kernels.limits import largest_divisor, vmem
 from vision_jax.kernels.neighborhood_attention import key_bands, tile_order
+from vision_jax.kernels.neighborhood_attention.fast_path import Call, beyond
 from vision_jax.kernels.neighborhood_attention.windows import axis_windows
-from vision_jax.kernels.packed_heads import LANES, MASKED, Heads
+from vision_jax.kernels.packed_heads import LANES, MASKED
 
 QUERIES = 128  # of a tile, at most: two of them at k = 7 take as many scores as registers hold
 SUBLANES = 8  # rows of a register: where a block may begin along a map's columns
@@ -20,25 +21,15 @@ SCORES = 2**15  # elements of one head's scores that are computed at once, for w
 
 
 @dataclasses.dataclass(frozen=True)
-class QueryTiles:
-    """The layout of a call on maps of one or two axes; of one axis, the map is a single row.
+class QueryTiles(Call):
+    """The layout of a call.
 
     Attributes:
-      batch, size, heads: of the map, its positions an axis already those of one dilation group.
-      kernel_size, stride, is_causal: an axis.
-      border: as the public function takes it.
       returns_lse: whether the log-sum-exp is a result.
       wide: whether the output is float32 whatever the operands are, for something to be added to it.
       tile: queries of a tile, (rows, columns).
     """
 
-    batch: int
-    size: tuple
-    heads: Heads
-    kernel_size: tuple
-    stride: tuple
-    is_causal: tuple
-    border: str
     returns_lse: bool = False
     wide: bool = False
     tile: tuple = dataclasses.field(init=False)
@@ -201,23 +192,27 @@ def _lanes(n):
     return -(-n // LANES) * LANES
 
 
-def layout(shape, options, returns_lse=False, wide=False):
-    """The layout of a call on queries of `shape`, [B, *sizes, heads, head_dim] on one device.
+def refusal(q, k, v, shape, options, biased):
+    """Why the TPU kernel does not take a call, or None where it does.
 
     Args:
-      shape: of the queries, before their dilation groups join the batch.
-      options: kernel_size, stride, dilation, is_causal (one an axis) and border.
-      returns_lse, wide: see `QueryTiles`.
+      q, k, v: arrays or shapes.
+      shape: q's on one device.
+      options: as `Call.of` takes them.
+      biased: whether there is a bias.
     """
-    batch, *sizes, heads, head_dim = shape
-    dilation = options["dilation"]
-    grouped = [n // d for n, d in zip(sizes, dilation, strict=True)]
-    alone = (1,) * (2 - len(sizes))  # a map of one axis is a single row
-    per_axis = [(*alone, *options[name]) for name in ("kernel_size", "stride")]
-    causal = (*(False for _ in alone), *options["is_causal"])
-    heads = Heads(heads, head_dim)
-    size, batch = (*alone, *grouped), batch * math.prod(dilation)
-    return QueryTiles(batch, size, heads, *per_axis, causal, options["border"], returns_lse, wide)
+    reason = beyond(q, k, v, shape, options)
+    if reason:
+        return reason
+    tiles = QueryTiles.of(shape, options)
+    if tiles.tile[1] > QUERIES:
+        return f"a row of {tiles.size[1]} queries is too wide for one tile, and no multiple of 8 for more"
+    if math.prod(tiles.tile) < 32 and math.prod(tiles.size) > 64:
+        return f"tiles of {tiles.tile} queries of a map {tiles.size} leave the matrix unit empty"
+    needed = tiles.vmem(biased, q.dtype.itemsize, backward=True)
+    if needed > vmem():
+        return f"the gradient of a tile of {tiles.tile} takes {needed / 2**20:.0f} MiB, more than VMEM has"
+    return None
 
 
 def to_groups(x, dilation):

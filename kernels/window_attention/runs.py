@@ -5,9 +5,8 @@ import functools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from vision_jax.kernels import tile_table
+from vision_jax.kernels import hopper, tile_table
 from vision_jax.kernels.hopper import ALIGNED, COLUMNS, MULTIPROCESSORS, ROWS, SMEM
 from vision_jax.kernels.window_attention.fast_path import Call, beyond
 
@@ -128,15 +127,11 @@ def refusal(runs, q, k, v, bias, *, return_lse, other):
       return_lse: whether the caller wants the log-sum-exp.
       other: names of options in use that only XLA has.
     """
-    reason = beyond(runs, q, k, v, return_lse=return_lse, other=other)
+    reason = beyond(runs, q, k, v, return_lse=return_lse, other=other) or hopper.refusal(q)
     if reason:
         return reason
-    if q.dtype == jnp.float32:
-        return "float32: the tensor cores would round it to TF32"
     if bias is not None and len(bias.shape) == 4:
         return "a bias for each window: through XLA only"
-    if runs.head_dim % 16 or runs.head_dim > 128:
-        return f"head_dim={runs.head_dim}: multiples of 16 up to 128"
     if max(runs.window) > COLUMNS or runs.rows > COLUMNS:
         return f"windows of {runs.window} take {runs.rows} rows of shared memory, and {COLUMNS} are the most"
     needed = runs.shared_memory(backward=runs.rows == ROWS)

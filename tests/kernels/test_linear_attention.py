@@ -328,7 +328,7 @@ def test_memory_grows_with_tokens(kind):
         (dict(normalizer=False), "normalizer=False: None, True, or a pair"),
         (dict(normalizer=(np.zeros((2, 11, 2, 4)), np.zeros((2, 11, 2, 3)))), "those of q and k"),
         (dict(epsilon=1e-6), "give a normalizer"),
-        (dict(implementation="gpu"), "unknown implementation of linear_attention 'gpu'"),
+        (dict(implementation="cuda"), "unknown implementation of linear_attention 'cuda'"),
         (dict(initial_state=np.zeros((2, 2, 3, 4))), r"initial_state of shape \(2, 2, 3, 4\): \(2, 2, 4, 3\)"),
         (dict(normalizer=True, initial_state=np.zeros((2, 2, 4, 3))), "a pair"),
         (dict(normalizer=True, initial_state=(np.zeros((2, 2, 4, 3)), np.zeros((2, 2, 3)))), "a pair"),

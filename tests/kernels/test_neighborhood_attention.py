@@ -282,7 +282,7 @@ def test_memory_grows_with_tokens_not_with_windows():
         (dict(kernel_size=(3, 3, 3)), "a tuple of 2, one for each axis"),
         (dict(kernel_size=3, is_causal=1), "is_causal=1: True or False"),
         (dict(kernel_size=3, border="shifted"), "did you mean 'shift'"),
-        (dict(kernel_size=3, implementation="gpu"), "implementation of neighborhood_attention 'gpu': "),
+        (dict(kernel_size=3, implementation="cuda"), "implementation of neighborhood_attention 'cuda': "),
         (dict(kernel_size=3, bias=np.zeros((2, 3, 3))), r"bias of shape \(2, 3, 3\): \(2, 5, 5\)"),
         (dict(kernel_size=3, scale=np.ones(2)), "scale=.*a number"),
         (dict(kernel_size=3, additional_keys=np.zeros((2, 1, 2, 3))), "both or neither"),

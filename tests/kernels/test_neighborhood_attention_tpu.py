@@ -75,7 +75,7 @@ def test_a_large_map_is_taken_in_bands(name, monkeypatch):
 def test_what_a_band_takes_does_not_grow_with_the_map():
     def sums(*size):
         options = dict(kernel_size=(31, 31), stride=(1, 1), dilation=(1, 1), is_causal=(False, False), border="shift")
-        bands = query_tiles.layout((1, *size, 4, 32), options).bands
+        bands = query_tiles.QueryTiles.of((1, *size, 4, 32), options).bands
         return [len(cut.first) for cut in bands], 128 * np.prod([cut.keys for cut in bands])
 
     assert sums(64, 64) == ([1, 1], 128 * 64 * 64)

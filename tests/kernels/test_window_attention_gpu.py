@@ -10,12 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from vision_jax.kernels import dispatch, explain, window_attention
+from vision_jax.kernels import explain, window_attention
 from vision_jax.kernels.window_attention import reference, runs
 
 import gpu
-from tpu import residuals
-from vision_jax.errors import InputError
+import tpu
 
 pytestmark = pytest.mark.heavy
 
@@ -34,10 +33,6 @@ def call(batch=1, size=(8, 8), heads=2, head_dim=32, window=(4, 4), bias=False, 
 def attend(arrays, options, implementation):
     q, k, v, bias, scale = arrays
     return window_attention(q, k, v, bias=bias, scale=scale, implementation=implementation, **options)
-
-
-def wide(x):
-    return np.asarray(x, np.float64)
 
 
 @pytest.fixture
@@ -59,48 +54,18 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_the_kernel_equals_the_xla_path_in_float32(name, few_blocks):
-    """All that bfloat16 products may cost is 1% of the largest value."""
-    arrays, options = CALLS[name]
-    exact = [a if a is None else a.astype(jnp.float32) for a in arrays]
-    weight = jnp.asarray(np.random.default_rng(1).normal(size=arrays[0].shape), jnp.bfloat16)
-
-    def run(arrays, implementation):
-        @jax.jit
-        def run(arrays):
-            out, pull = jax.vjp(lambda arrays: attend(arrays, options, implementation), arrays)
-            return out, pull(weight.astype(out.dtype))[0]
-
-        return run(arrays)
-
-    with dispatch.interpreted():
-        ours = run(arrays, "gpu")
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(run(exact, "xla")), strict=True):
-        np.testing.assert_allclose(wide(a), wide(b), atol=0.01 * np.abs(wide(b)).max())
+    gpu.assert_equals_xla(attend, *CALLS[name])
 
 
 def test_no_race_between_copies(few_blocks):
-    from vision_jax.kernels import mosaic_gpu
-
-    arrays, options = CALLS["shifted, a bias"]
-
-    def total(arrays):
-        return attend(arrays, options, "gpu").astype(jnp.float32).sum()
-
-    with dispatch.interpreted(mosaic_gpu.interpret_params(detect_races=True)):
-        jax.block_until_ready(jax.jit(jax.grad(total))(arrays))
-    from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
-
-    races = getattr(gpu_callbacks, "_races", None)  # newer versions of JAX raise by themselves
-    assert races is None or not races.races_found
+    gpu.assert_no_race(attend, *CALLS["shifted, a bias"])
 
 
 def test_bfloat16_is_as_near_as_the_xla_path():
     arrays, options = call(size=(7, 14), window=(7, 7), shift=(3, 3), bias=True)
-    given = [wide(a) for a in arrays]
+    given = [np.asarray(a, np.float64) for a in arrays]
     exact = reference.window_attention(*given[:3], bias=given[3], scale=given[4], window_size=(7, 7), shift=(3, 3))[0]
-    with dispatch.interpreted():
-        error = [np.sqrt(np.mean((wide(attend(arrays, options, name)) - exact) ** 2)) for name in ("gpu", "xla")]
-    assert error[0] < 1.5 * error[1]
+    tpu.assert_as_near(attend, arrays, options, exact, "gpu")
 
 
 def shapes(batch, size, heads, head_dim, tokens):
@@ -178,19 +143,12 @@ def test_what_the_kernel_does_not_take_is_refused(why):
     shape = given.pop("bias")
     bias = None if shape is None else jax.ShapeDtypeStruct(shape, jnp.float32)
     attend = functools.partial(window_attention, window_size=given.pop("window"), **given)
-    with jax.sharding.use_abstract_mesh(gpu.mesh()):
-        (choice,) = explain(attend, operand, operand, operand, bias=bias)
-        assert choice.implementation == "xla"
-        with pytest.raises(InputError, match=why):
-            jax.eval_shape(functools.partial(attend, implementation="gpu"), operand, operand, operand, bias=bias)
+    gpu.assert_refused(why, attend, operand, operand, operand, bias=bias)
 
 
 def test_xla_runs_where_the_kernel_is_not_named():
     operand = jax.ShapeDtypeStruct((1, 8, 8, 2, 32), jnp.bfloat16)
-    with jax.sharding.use_abstract_mesh(gpu.mesh()):
-        (choice,) = explain(functools.partial(window_attention, window_size=4), operand, operand, operand)
-    assert choice.implementation == "xla"
-    assert "not been tried" in choice.refused["gpu"]
+    gpu.assert_by_name_only(functools.partial(window_attention, window_size=4), operand, operand, operand)
 
 
 def test_an_older_gpu_takes_xla():
@@ -203,7 +161,7 @@ def test_an_older_gpu_takes_xla():
 
 def test_the_residuals_are_the_operands():
     arrays, options = CALLS["shifted, a bias"]
-    kept = residuals(attend, arrays, options, "gpu")
+    kept = tpu.residuals(attend, arrays, options, "gpu")
     assert sum(leaf.size for leaf in kept if leaf.ndim > 3) <= 3 * arrays[0].size
 
 

@@ -1,9 +1,9 @@
 """Attention kernels beside the XLA path, PyTorch's attention on partitioned windows, and NATTEN.
 
 bfloat16, forward and forward with backward. Each peer takes part where it is installed, and its result is compared with
-ours first. A turn is several calls that wait for each other on the device only, so that what it costs to start a call
-does not count unless it is longer than the work. The floor is the least time that the chip needs for the products, or
-for reading every operand and writing every result once.
+ours first; linear attention has none. A turn is several calls that wait for each other on the device only, so that what
+it costs to start a call does not count unless it is longer than the work. The floor is the least time that the chip
+needs for the products, or for reading every operand and writing every result once.
 """
 
 import fnmatch
@@ -67,6 +67,8 @@ def _cases():
         out[f"ravlt_b 2 of {tokens} tokens"] = Case("linear", batch, (tokens,), 2, 96, {"normalizer": True})
         options = {"causal": True, "log_decay": vir.log_decays(12)}
         out[f"vir_b of {tokens} tokens"] = Case("linear", batch, (tokens,), 12, 64, options)
+        name = f"normalised linear, {tokens} tokens"
+        out[name] = Case("linear", batch, (tokens,), 8, 32, {"normalizer": True})
     return out
 
 
@@ -111,8 +113,8 @@ def ours(case, arrays, implementation):
 def floors(case, kind, chip):
     """Seconds that the products and the memory need at least: {"flops": ..., "bandwidth": ...}.
 
-    Products of forward: 2; with backward 5 more, one of which computes the scores again. Maps moved: q, k, v and the
-    result; then these without the result, its gradient, and three gradients.
+    Products of forward: 2; with backward 5 more, one of which computes the scores, or the state, again. Maps moved: q,
+    k, v and the result; then these without the result, its gradient, and three gradients.
     """
     tokens = case.batch * math.prod(case.size) * case.heads
     products, maps = (2, 4) if kind == "forward" else (7, 11)
