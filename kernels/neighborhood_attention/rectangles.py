@@ -206,8 +206,10 @@ def refusal(q, k, v, shape, options, biased, additional):
       q, k, v, shape, options, biased: as `query_tiles.refusal` takes them.
       additional: whether there are additional keys.
     """
-    if additional or options["border"] == "zero":
-        return f"{'additional_keys' if additional else "border='zero'"}: not by the GPU kernels"
+    if additional:
+        return "additional_keys: not by the GPU kernels"
+    if options["border"] == "zero":
+        return "border='zero': not by the GPU kernels"
     reason = beyond(q, k, v, shape, options) or unequal(q, k, v) or hopper.refusal(q)
     if reason:
         return reason
