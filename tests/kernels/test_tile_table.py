@@ -137,7 +137,7 @@ def test_a_chunk_size_that_is_not_the_rows_is_refused(monkeypatch):
         row = ("TPU v6 lite", "causal_linear_attention.tpu", (32,))
         monkeypatch.setattr(tile_table, "TABLE", {row: 256})
         (choice,) = explain(ask, operand, operand, operand)
-    assert choice.refused == {"tpu": "chunk_size=128: the kernel's is 256"}
+    assert choice.refused["tpu"] == "chunk_size=128: the kernel's is 256"
 
 
 @pytest.mark.heavy

@@ -37,7 +37,7 @@ def test_a_kernel_that_runs_by_name_only_is_measured(monkeypatch):
     assert kernels.chosen_implementation(kernels.CASES["swin_t 1 at 224"]) == "gpu"
     assert kernels.chosen_implementation(kernels.CASES["nat_b 1 at 224, kernel 7"]) == "gpu"
     assert kernels.chosen_implementation(kernels.CASES["map of 256, kernel 31"]) == "gpu"
-    assert kernels.chosen_implementation(kernels.CASES["linear, 4096 tokens, normalised"]) == "gpu"
+    assert kernels.chosen_implementation(kernels.CASES["normalised linear, 4096 tokens"]) == "gpu"
 
 
 def test_floors_count_what_a_call_must_do():
