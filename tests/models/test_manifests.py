@@ -60,8 +60,14 @@ def as_many_products_as_neighbors(q, k, v, *, kernel_size, **options):
     return jnp.einsum("...k,...kd->...d", jnp.einsum("...d,...kd->...k", q, k), v)
 
 
+def as_a_product(seen, kernels):
+    """What `weighted_taps` is by elementwise arithmetic, which no counter sees."""
+    return jnp.einsum("tbhwc,btc->bhwc", jnp.stack(seen), kernels)
+
+
 # Operators whose products depend on how they are cut: for counting, in the form that the reference was counted in.
 COUNTED_AS = {
+    "efficientnet": ("vision_jax.layers.cond_conv.weighted_taps", as_a_product),
     "nat": ("vision_jax.layers.neighborhood.neighborhood_attention", as_many_products_as_neighbors),
     # the authors' mode "recurrent": token by token
     "vir": ("vision_jax.models.vir.linear_attention", functools.partial(linear_attention, chunk_size=1)),

@@ -42,5 +42,10 @@ class CondConv(Conv):
         seen = taps(
             padded(x, pads), kernels.shape[1:3], sizes(x.shape, kernels.shape[1:3], self.stride, pads), self.stride
         )
-        kernels = kernels.reshape(-1, len(seen), 1, 1, self.groups).astype(wide)
-        return seam(sum(tap.astype(wide) * kernels[:, i] for i, tap in enumerate(seen)).astype(self.dtype))
+        kernels = kernels.reshape(-1, len(seen), self.groups).astype(wide)
+        return seam(weighted_taps([tap.astype(wide) for tap in seen], kernels).astype(self.dtype))
+
+
+def weighted_taps(seen, kernels):
+    """The sum of a window's taps, a list of maps [B, H, W, C], times each example's weights [B, taps, C]."""
+    return sum(tap * kernels[:, i, None, None] for i, tap in enumerate(seen))
