@@ -20,6 +20,8 @@ from vision_jax.kernels.linear_attention.channel_decays import ChannelDecays
 from vision_jax.kernels.linear_attention.chunk_decays import HeadDecays
 from vision_jax.kernels.packed_heads import HeadSum, head_scores
 
+BY_CHANNEL = 176  # arrays of a chunk, float32, that the compilers were seen to hold at once where each channel decays
+
 
 def linear_attention(q, k, v, log_decay, state, keys, chunks):
     """(output, state after all tokens, sum of the keys after them); what the layout does not return is None.
@@ -144,7 +146,8 @@ def _call(kernel, operands, results, chunks):
         out_shape=out_shape,
         scratch_shapes=[pltpu.VMEM((1, rows, heads.lanes), jnp.float32) for rows in held.values()],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=limits.step_vmem()
+            dimension_semantics=("parallel", "parallel", "arbitrary"),
+            vmem_limit_bytes=limits.step_vmem(BY_CHANNEL * chunks.size * heads.padded * 4 if by_channel else 0),
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * B * N * C * (chunks.size * levels + dim) * (5 if backward else 2),
