@@ -7,7 +7,7 @@
 | argument | topology | step at least | published top-1 |
 | --- | --- | --- | --- |
 | S | v5e:4x4 | 61.1 ms | 81.4 % |
-| B | v5e:4x4 | 88.8 ms | trained at 192 pixels, for B-224 |
+| B | v5e:4x4 | 86.1 ms | trained at 192 pixels, for B-224 |
 | B-224 | v5e:4x4 | 17.1 ms | 83.8 % |
 
 The numbers are those of the commands in README_revenge.md of github.com/facebookresearch/deit, for its batches of 2048,

@@ -5,7 +5,7 @@
 
 | argument | topology | step at least | published top-1 |
 | --- | --- | --- | --- |
-| hf-hub:timm/vit_base_patch16_224.augreg_in21k | v5e:4x4 | 103.5 ms | 85.5 % (arXiv:2106.10270) |
+| hf-hub:timm/vit_base_patch16_224.augreg_in21k | v5e:4x4 | 102.7 ms | 85.5 % (arXiv:2106.10270) |
 
 A run's workdir (with another model in it, set config.model), a safetensors file or a hub id; positions are resampled,
 the classifier is made anew. The numbers are those of big_vision's transfer.py, the rate the one that

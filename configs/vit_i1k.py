@@ -4,7 +4,7 @@
 
 | argument | topology | step at least | published top-1 |
 | --- | --- | --- | --- |
-| S | v5e:4x4 | 15.1 ms | 76.5 %, with --config.total='300 epochs' 80.0 % (Beyer et al., 2022, arXiv:2205.01580) |
+| S | v5e:4x4 | 15.0 ms | 76.5 %, with --config.total='300 epochs' 80.0 % (Beyer et al., 2022, arXiv:2205.01580) |
 | B | v5e:8x8 | 41.5 ms | 77.9 % at 384 pixels (Dosovitskiy et al., 2021, arXiv:2010.11929, table 5) |
 | L | v5e:8x8 | 121.1 ms | 76.5 % at 384 pixels (the same) |
 
