@@ -175,6 +175,24 @@ class Model(nnx.Module):
             )
 
 
+class StagesModel(Model):
+    """A model of a stem, `stages` of blocks, perhaps a last convolution `final_conv`, and a pooled `head`."""
+
+    def finished(self, maps, train, pyramid, out_indices):
+        """What `forward_features` gives from the maps [B, H, W, C] after the stages."""
+        if self.final_conv:
+            maps[-1] = self.final_conv(maps[-1], train)
+        return [maps[i] for i in self.indices(out_indices)] if pyramid else maps[-1]
+
+    def forward_head(self, x, train=None):
+        """Map [B, H, W, C] -> logits [B, num_classes], or pooled features [B, C] without a head."""
+        return self.head(x, train)
+
+    def layer_groups(self):
+        """(pattern, group) for layer-wise decay: the stem, each block, the head."""
+        return block_groups(r"^stem\.", numbered("stages", self.stages))
+
+
 class Stage(nnx.Module):
     """The way down to a resolution, or None, then its blocks: [B, H, W, Cin] -> [B, H/r, W/r, Cout]."""
 

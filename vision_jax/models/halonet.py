@@ -29,7 +29,7 @@ from vision_jax.layers.linear import Linear
 from vision_jax.layers.pooling import max_pool
 from vision_jax.layers.squeeze_excite import SqueezeExcite
 from vision_jax.layers.stack import Stack
-from vision_jax.models.base import FeatureInfo, Model, ModelConfig, block_groups, numbered
+from vision_jax.models.base import FeatureInfo, ModelConfig, StagesModel
 from vision_jax.parameters import Normal, kaiming_normal, zeros
 from vision_jax.registry import INCEPTION_MEAN, INCEPTION_STD, check, register
 
@@ -147,7 +147,7 @@ def _inner_attention(c, dim):
     return EfficientChannelAttention(dim, dtype=c.dtype) if c.inner_attention else None
 
 
-class HaloNet(Model):
+class HaloNet(StagesModel):
     """Images [B, H, W, C] -> logits [B, num_classes]; windows must tile the maps that attend in them."""
 
     classifier = ("head.fc",)
@@ -217,18 +217,7 @@ class HaloNet(Model):
             self.check_size(images)
         stem = self.stem(images, train)
         half, x = stem if isinstance(self.stem, Stem) else (stem, stem)
-        maps = [half, *self.run_stages(x, train)]
-        if self.final_conv:
-            maps[-1] = self.final_conv(maps[-1], train)
-        return [maps[i] for i in self.indices(out_indices)] if pyramid else maps[-1]
-
-    def forward_head(self, x, train=None):
-        """Map [B, H, W, C] -> logits [B, num_classes], or pooled features [B, C] without a head."""
-        return self.head(x, train)
-
-    def layer_groups(self):
-        """(pattern, group) for layer-wise decay: the stem, each block, the head."""
-        return block_groups(r"^stem\.", numbered("stages", self.stages))
+        return self.finished([half, *self.run_stages(x, train)], train, pyramid, out_indices)
 
 
 def _stages(*mixers, depths=(2, 2, 2, 2), attend=((), (), (1,), (0, 1)), dims=(256, 512, 1024, 2048), **fields):

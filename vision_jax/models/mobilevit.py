@@ -32,7 +32,7 @@ from vision_jax.layers.mlp import Mlp
 from vision_jax.layers.norm import LayerNorm
 from vision_jax.layers.stack import Stack
 from vision_jax.mesh import constrain_batch
-from vision_jax.models.base import FeatureInfo, Model, ModelConfig, block_groups, check_stages, numbered
+from vision_jax.models.base import FeatureInfo, ModelConfig, StagesModel, check_stages
 from vision_jax.parameters import Normal, kaiming_normal, zeros
 from vision_jax.registry import check, register
 
@@ -168,7 +168,7 @@ class MobileViTv2Block(nnx.Module):
         return tap(self, "output", constrain_batch(self.conv_proj(y.reshape(*x.shape[:3], -1), train)))
 
 
-class MobileViT(Model):
+class MobileViT(StagesModel):
     """Images [B, H, W, C] -> logits [B, num_classes]; of any size."""
 
     classifier = ("head.fc",)
@@ -209,18 +209,7 @@ class MobileViT(Model):
 
         pyramid=True gives the maps after the stages in `out_indices` instead, the last after the last convolution.
         """
-        maps = self.run_stages(self.stem(images, train), train)
-        if self.final_conv:
-            maps[-1] = self.final_conv(maps[-1], train)
-        return [maps[i] for i in self.indices(out_indices)] if pyramid else maps[-1]
-
-    def forward_head(self, x, train=None):
-        """Map [B, H, W, C] -> logits [B, num_classes], or pooled features [B, C] without a head."""
-        return self.head(x, train)
-
-    def layer_groups(self):
-        """(pattern, group) for layer-wise decay: the stem, each block, the head."""
-        return block_groups(r"^stem\.", numbered("stages", self.stages))
+        return self.finished(self.run_stages(self.stem(images, train), train), train, pyramid, out_indices)
 
 
 def _mobilevit(name, params, gmacs, paper, tags=("cvnets_in1k",), crop_pct=0.9, **fields):
