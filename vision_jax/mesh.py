@@ -117,16 +117,17 @@ def _splits(x):
 
 
 @contextlib.contextmanager
-def splitting_tokens():
-    """While in force, tokens [B, N, C] are split over the tensor axis between attention and MLPs, along N.
+def splitting_tokens(on):
+    """While in force, if `on`, tokens [B, N, C] are split over the tensor axis between attention and MLPs, along N.
 
     There they are whole, and heads and hidden features split (sequence parallelism: Korthikanti et al., 2022,
     arXiv:2205.05198): what is kept for the gradient shrinks by the size of the axis. Gives the list of the shapes that
-    have been split.
+    have been split, or None.
     """
-    token = _tokens.set([])
+    shapes = [] if on else None
+    token = _tokens.set(shapes)
     try:
-        yield _tokens.get()
+        yield shapes
     finally:
         _tokens.reset(token)
 

@@ -4,8 +4,6 @@ The state is a dict: "step", "data_position" (batches consumed), the model's col
 "opt_state", and "ema" where an average of the model is kept. Whatever is random is drawn from (seed, step).
 """
 
-import contextlib
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -73,11 +71,10 @@ def make_train_step(
         def place(name, layer):
             return sharding.gather(layer, mesh, rules, prefix=name)
 
-        split = splitting_tokens() if shard_tokens else contextlib.nullcontext((None,))
-        with placing(place), gradients_in(gradient_dtype), split as shapes:
+        with placing(place), gradients_in(gradient_dtype), splitting_tokens(shard_tokens) as split:
             variables = {"params": sharding.gather(params, mesh, rules), **others}
             out = task.train_loss(static, variables, frozen, batch, key)
-        if not shapes:
+        if split == []:
             raise InputError(f"config.shard_tokens=True: {static.name} has no blocks of tokens [B, N, C], as ViTs have")
         return out
 
