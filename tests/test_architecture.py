@@ -17,6 +17,7 @@ FLOORS = {
     "names": 0,
     "mesh": 0,
     "devices": 0,
+    "config_fields": 0,
     "kernels": 1,
     "functional": 1,
     "parameters": 1,

@@ -113,6 +113,8 @@ def test_apply_in_evaluation_returns_no_state(net, x):
 def test_apply_calls_the_method_asked_for(net, x):
     out, _ = apply(*split(net), x, method="doubled", times=3)
     np.testing.assert_array_equal(out, 3 * net(x))
+    with pytest.raises(InputError, match=r"unknown method of .* 'doubld': did you mean 'doubled'"):
+        apply(*split(net), x, method="doubld")
 
 
 def test_train_mode_needs_a_key(net, x):

@@ -1,12 +1,14 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 import tiny
 from vision_jax import registry
+from vision_jax.config_fields import checked
 from vision_jax.errors import InputError
 from vision_jax.registry import create_model, list_models, model_info
 
@@ -75,6 +77,48 @@ def test_create_model_errors():
         create_model("vit_tiny_patch16_22")
     with pytest.raises(InputError, match="unknown config field of resnet18 'num_class': did you mean 'num_classes'"):
         create_model("resnet18", num_class=3)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("num_classes", -1, "0 or more"),
+        ("num_classes", True, "an int is wanted"),
+        ("num_classes", 10.0, "an int is wanted"),
+        ("in_chans", 0, "1 or more"),
+        ("img_size", 0, "pixels, one number or"),
+        ("img_size", (224, 224, 3), "pixels, one number or"),
+        ("img_size", "224", "an int or a tuple is wanted"),
+        ("drop_path_rate", 1.0, "at least 0 and less than 1"),
+        ("drop_rate", -0.1, "at least 0 and less than 1"),
+        ("drop_rate", "0.1", "a number is wanted"),
+        ("depths", "2262", "a tuple is wanted"),
+        ("depths", (2, 2, "6", 2), "a tuple of numbers is wanted"),
+        ("scan_blocks", 1, "True or False is wanted"),
+        ("remat", 3, "a string or None is wanted"),
+        ("dtype", "bf16", "one of 'float32', 'bfloat16'"),
+        ("dtype", "int8", "one of 'float32', 'bfloat16'"),
+        ("dtype", None, "one of 'float32', 'bfloat16'"),
+    ],
+)
+def test_values_that_a_field_cannot_have(field, value, told):
+    with pytest.raises(InputError, match=rf"{field}=.* of swin_tiny_patch4_window7_224: .*{told}"):
+        create_model("swin_tiny_patch4_window7_224", abstract=True, **{field: value})
+
+
+def test_values_in_other_clothes():
+    """NumPy's numbers, an int for a float, a dtype by its name."""
+    given = dict(num_classes=np.int64(10), drop_rate=0, img_size=[32, 64], dtype="bfloat16")
+    config = create_model("resnet18", abstract=True, **given).config
+    assert (config.num_classes, config.drop_rate, config.img_size, config.dtype) == (10, 0, (32, 64), jnp.bfloat16)
+    assert hash(config) == hash(dataclasses.replace(config, dtype=jnp.bfloat16))
+
+
+def test_registered_values_are_such_as_may_be_given():
+    for name in list_models():
+        config = model_info(name).config
+        given = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+        assert checked(name, config, given) == given
 
 
 def test_fields_may_come_from_json():

@@ -124,14 +124,14 @@ def apply(static, variables, *args, train=False, key=None, method="__call__", ca
       and, when capture is given, "captured": {name: array}.
 
     Raises:
-      InputError: train=True without a key; a capture pattern that nothing matches.
+      InputError: train=True without a key; no such method; a capture pattern that nothing matches.
     """
     model = merge(static, variables)
     if train:
         kwargs["train"] = Train(key)
     patterns = (capture,) if isinstance(capture, str) else tuple(capture)
     with _within(_Scope(model, patterns)) as scope:
-        out = getattr(model, method)(*args, **kwargs)
+        out = _method(model, method)(*args, **kwargs)
     state = {}
     if train:
         updated = split(model)[1]
@@ -142,6 +142,14 @@ def apply(static, variables, *args, train=False, key=None, method="__call__", ca
                 raise unknown("capture pattern", pattern, scope.offered)
         state["captured"] = scope.captured
     return out, state
+
+
+def _method(model, name):
+    found = getattr(model, name, None)
+    if not callable(found):
+        methods = [one for one in dir(type(model)) if not one.startswith("_") and callable(getattr(type(model), one))]
+        raise unknown(f"method of {type(model).__name__}", name, methods)
+    return found
 
 
 def init(static, key, shardings=None):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vision_jax.config_fields import checked
 from vision_jax.errors import InputError, unknown
 from vision_jax.functional import at
 from vision_jax.parameters import abstract_parameters, draw_numpy
@@ -179,12 +180,7 @@ def create_model(name, *, abstract=False, seed=0, **fields):
       InputError: unknown model or field, or values that do not fit together.
     """
     info = model_info(name)
-    known = [field.name for field in dataclasses.fields(info.config)]
-    for field in fields:
-        if field not in known:
-            raise unknown(f"config field of {name}", field, known)
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-    config = dataclasses.replace(info.config, **fields)
+    config = dataclasses.replace(info.config, **checked(name, info.config, fields))
     with abstract_parameters():
         model = info.model(config)
     model.name = name  # as it was asked for: `preprocessing(model)` looks it up
