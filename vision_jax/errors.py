@@ -32,4 +32,4 @@ def unknown(what, given, allowed):
     near = difflib.get_close_matches(str(given), allowed, 1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     shown = ", ".join(allowed[:20]) + (f", ... {len(allowed)} in all" if len(allowed) > 20 else "")
-    return InputError(f"unknown {what} {given!r}: {hint}(one of {shown})")
+    return InputError(f"unknown {what} {given!r}: {hint}({f'one of {shown}' if shown else 'there is none'})")

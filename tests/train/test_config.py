@@ -119,8 +119,9 @@ def test_later_overrides_win():
     ("overrides", "says"),
     [
         ([("optm.lr", "1")], ["--config.optm.lr", "did you mean 'optim'"]),
+        ([("batch_size", "1")], ["config.batch_size", "did you mean config.data.batch_size or config.eval.batch_size"]),
+        ([("model.fields.depth", "1")], ["group", "'fields'", "there is none"]),
         ([("optim.lrate", "1")], ["optim.lrate", "did you mean 'lr'"]),
-        ([("batch_size", "1")], ["config.batch_size", "one of"]),
         ([("optim.schedule.warm_up", "1")], ["optim.schedule.warm_up", "did you mean 'warmup'"]),
         ([("optim.schedule", "cosine")], ["config.optim.schedule='cosine'", "warmup"]),
         ([("optim", "{'lrate': 1}")], ["config.optim.lrate", "did you mean 'lr'"]),

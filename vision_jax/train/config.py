@@ -163,6 +163,9 @@ def _merge(config, values, at):
 def _set(node, key, value, name):
     """Sets the field `key` of a group; `name` is its whole name."""
     if key not in node and node.is_locked:
+        elsewhere = [field for field in flat(default_config()) if field.endswith(f".{key}")]
+        if elsewhere:
+            raise InputError(f"unknown config field config.{name}: did you mean {' or '.join(elsewhere)}?")
         raise unknown(f"config field config.{name}:", key, node)
     old = node.get(key)
     if isinstance(old, ml_collections.ConfigDict):
@@ -178,7 +181,7 @@ def _set(node, key, value, name):
             raise TypeError("ConfigDict itself takes None for anything")
         node[key] = value
     except TypeError as error:
-        raise InputError(f"config.{name}={value!r}: a {type(old).__name__} is wanted, as {old!r}") from error
+        raise InputError(f"config.{name}={value!r}: type {type(old).__name__} is wanted, as {old!r}") from error
 
 
 def override(config, field, text):
