@@ -55,7 +55,7 @@ class Decays(NamedTuple):
 
 
 def over_tiles(layout, update, tensors, decay, state, given=(), *, keeps, name):
-    """(results as `tensors`, the last state, states before each tile if it `keeps` them, numbers if there are some).
+    """Takes a state through all tiles.
 
     Args:
       layout: a `head_packs.HeadPacks`.
@@ -68,7 +68,8 @@ def over_tiles(layout, update, tensors, decay, state, given=(), *, keeps, name):
       name: the kernel's, in profiles.
 
     Returns:
-      lists; numbers are one array [B, packs, tiles, heads of a pack * update.numbers + 1, 64].
+      (results as `tensors`, a list; the last state; states before each tile, a list that is empty where none is kept;
+      the numbers, a list of none or of one array [B, packs, tiles, update.numbers * heads of a pack + 1, 64]).
     """
     B, T, C = tensors[0].shape
     n, d = layout.per_pack, layout.heads.head_dim
@@ -104,9 +105,11 @@ def over_tiles(layout, update, tensors, decay, state, given=(), *, keeps, name):
         grid=(B, layout.packs),
         names=("image", "pack"),
         cost=pl.CostEstimate(
-            flops=2 * B * T * C * (ROWS + d) * (7 if update.backward else 3),
+            flops=2 * B * T * C * (8 * ROWS + 6 * d if update.backward else 3 * ROWS + 2 * d),
             transcendentals=B * T * layout.heads.count * ROWS * (2 if update.backward else 1),
-            bytes_accessed=2 * B * T * C * (len(tensors) + update.results + 2 * keeps + len(given)) + 8 * state.size,
+            bytes_accessed=2 * B * T * C * (len(tensors) + update.results + 2 * keeps + len(given))
+            + 8 * state.size
+            + 4 * B * decays[0].size,
         ),
         name=name,
     )

@@ -2,9 +2,9 @@
 
 A block takes one image and the 64 channels of one head or of several side by side, and goes through tiles of 64 tokens:
 in a tile every pair is weighed, the tokens before it are one product with the state. Training keeps the state before
-each tile, in two halves of bfloat16. The backward pass goes through the tiles from the last to the first, with the
-gradient of the state. Blocks share no sum: results are the same from run to run. Written against the interpreter and
-the lowering for an H200, before any run on one.
+each tile, in two halves of bfloat16: twice a map's bytes. The backward pass goes through the tiles from the last to the
+first, with the gradient of the state. Blocks share no sum: results are the same from run to run. There are no more
+blocks than images times packs of heads. Written against the interpreter and the lowering for an H200, before any run.
 """
 
 import functools

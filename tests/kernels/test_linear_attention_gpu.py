@@ -190,3 +190,9 @@ def test_the_residuals_are_the_operands():
     arrays, options = call(normalizer=True)
     kept = tpu.residuals(attend, arrays, options, "gpu")
     assert sum(leaf.size for leaf in kept if leaf.ndim > 2) <= 3 * arrays["q"].size
+
+
+def test_the_causal_form_keeps_states_of_twice_a_maps_bytes():
+    arrays, options = call(size=(256,), causal=True, decay="head")
+    kept = tpu.residuals(attend, arrays, options, "gpu")
+    assert sum(leaf.nbytes for leaf in kept) < 5.2 * arrays["q"].nbytes  # with q, k, v
