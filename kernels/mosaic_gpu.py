@@ -6,6 +6,7 @@ registers is inferred. Triton is on its way out of JAX and is not used.
 
 import inspect
 
+import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -86,8 +87,20 @@ def laid(x, reduced=None):
     """x, its place in the registers stated: that of a product's result [64 n, columns].
 
     `reduced`: the axis that an array of one dimension lacks. What is not stated is searched for, which can take hours.
+    A load lies in one place, and the same load twice is one: where numbers go along rows and along columns of one tile,
+    they are held in shared memory twice, or JAX 0.12 searches in vain.
     """
     if dispatch.interpret():
         return x
     layout = plgpu.Layout.WGMMA
     return plgpu.layout_cast(x, layout if reduced is None else layout.reduce(reduced))
+
+
+def rows(x, columns):
+    """[rows] -> [rows, columns], one value a row."""
+    return jax.lax.broadcast_in_dim(x, (x.shape[0], columns), (0,))
+
+
+def columns(x, rows):
+    """[columns] -> [rows, columns], one value a column."""
+    return jax.lax.broadcast_in_dim(x, (rows, x.shape[0]), (1,))

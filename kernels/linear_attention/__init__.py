@@ -70,13 +70,12 @@ def linear_attention(
     names = ("batch", *(None,) * (q.ndim - 3), "heads", None)
     axes = split_axes({"batch": [q.shape[0]], "heads": [x.shape[-2] for x in (q, k, v)]})
     local = local_shape(q.shape, names, axes)
-    given = dict(causal=causal, normalizer=normalizer, epsilon=epsilon)
-    given["has_state"] = initial_state is not None or return_state
-    call = q, k, v, local
-    refusals = {
-        "tpu": functools.partial(fast_path.refusal, *call, log_decay=log_decay, chunk_size=chunk_size, **given),
-        "gpu": functools.partial(head_packs.refusal, *call, **given),
-    }
+    given = dict(
+        causal=causal, log_decay=log_decay, normalizer=normalizer, epsilon=epsilon,
+        has_state=initial_state is not None or return_state, chunk_size=chunk_size,
+    )  # fmt: skip
+    kernels = {"tpu": fast_path, "gpu": head_packs}
+    refusals = {name: functools.partial(kernel.refusal, q, k, v, local, **given) for name, kernel in kernels.items()}
     chosen = dispatch.choose("linear_attention", local, implementation, refusals)
     if chosen == "xla":
         out, state = xla.linear_attention(
@@ -85,11 +84,17 @@ def linear_attention(
         )  # fmt: skip
         return (out, state) if return_state else out
     layout = local[0], math.prod(local[1:-2]), Heads(*local[-2:])
-    if causal:
-        chunks = Chunks(*layout, bool(reverse), bool(return_state), normalizer is not None, epsilon)
-        return _causal(q, k, v, log_decay, initial_state, chunks, axes)
     # Kernels are imported where one runs: Pallas takes its time, and not every build of JAX has Mosaic GPU.
-    if chosen == "gpu":
+    if causal and chosen == "gpu":
+        from vision_jax.kernels.linear_attention import gpu_causal
+
+        attend = functools.partial(gpu_causal.linear_attention, layout=HeadPacks(*layout), reverse=reverse)
+    elif causal:
+        from vision_jax.kernels.linear_attention import tpu_causal
+
+        chunks = Chunks(*layout, bool(reverse), bool(return_state), normalizer is not None, epsilon)
+        attend = functools.partial(tpu_causal.linear_attention, chunks=chunks)
+    elif chosen == "gpu":
         from vision_jax.kernels.linear_attention import gpu
 
         attend = functools.partial(gpu.linear_attention, layout=HeadPacks(*layout))
@@ -97,10 +102,12 @@ def linear_attention(
         from vision_jax.kernels.linear_attention import tpu
 
         attend = functools.partial(tpu.linear_attention, tiles=TokenTiles(*layout))
-    return _global(q, k, v, normalizer, epsilon, attend, axes)
+    if causal:
+        return _causal(attend, q, k, v, log_decay, normalizer, initial_state, return_state, axes)
+    return _global(attend, q, k, v, normalizer, epsilon, axes)
 
 
-def _global(q, k, v, normalizer, epsilon, attend, axes):
+def _global(attend, q, k, v, normalizer, epsilon, axes):
     """Where every token sees all, by a kernel."""
     pair = normalizer if isinstance(normalizer, (tuple, list)) else (None, None)
     operands = [x if x is None else x.reshape(x.shape[0], -1, *x.shape[-2:]) for x in (q, k, v, *pair)]
@@ -108,33 +115,33 @@ def _global(q, k, v, normalizer, epsilon, attend, axes):
     return over_mesh(attend, operands, (TOKENS,) * len(operands), TOKENS, axes).reshape(q.shape)
 
 
-def _causal(q, k, v, log_decay, state, chunks, axes):
-    """The causal form, by the TPU's kernel."""
-    from vision_jax.kernels.linear_attention import tpu_causal
-
+def _causal(attend, q, k, v, log_decay, normalizer, state, return_state, axes):
+    """The causal form, by a kernel."""
     names_of_decay, names_of_state = ("batch", None, "heads"), ("batch", "heads", None, None)
     if log_decay is not None and log_decay.ndim == 1:
         log_decay = jnp.broadcast_to(log_decay, (1, *q.shape[1:3]))
         names_of_decay = (None, None, "heads")
     elif log_decay is not None and log_decay.ndim == 4:
         names_of_decay = TOKENS
-    states = (state or (None, None)) if chunks.normalized else (state, None)
-    names_of_states = [names_of_state, names_of_state[:3]]
+    if normalizer is None:
+        states, names_of_states = (state,), [names_of_state]
+    else:
+        states, names_of_states = state or (None, None), [names_of_state, names_of_state[:3]]
+    returned = names_of_states if return_state else []
 
-    def attend(*operands):
-        found = tpu_causal.linear_attention(*operands, chunks)
-        return found[: 1 + (1 + chunks.normalized) * chunks.returns_state]
+    def run(*operands):
+        return attend(*operands)[: 1 + len(returned)]
 
     out, *last = over_mesh(
-        attend,
+        run,
         (q, k, v, log_decay, *states),
         (TOKENS, TOKENS, TOKENS, names_of_decay, *names_of_states),
-        [TOKENS, *names_of_states[: (1 + chunks.normalized) * chunks.returns_state]],
+        [TOKENS, *returned],
         axes,
     )
-    if not chunks.returns_state:
+    if not return_state:
         return out
-    return out, tuple(last) if chunks.normalized else last[0]
+    return out, last[0] if normalizer is None else tuple(last)
 
 
 def _check_operands(q, k, v, causal):

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from vision_jax.kernels.hopper import ROWS
+from vision_jax.kernels.linear_attention.gpu_halves import apply, rounded_halves, wide
 from vision_jax.kernels.linear_attention.gpu_tokens import Update, over_tokens
 from vision_jax.kernels.linear_attention.packed_states import halves
-from vision_jax.kernels.mosaic_gpu import laid, product
+from vision_jax.kernels.mosaic_gpu import columns, product
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
@@ -48,16 +49,16 @@ def _backward(normalized, epsilon, layout, residuals, d_out):
     def step(tiles, tables, numbers, spare, sums):
         q, d_out, qn = tiles[0], tiles[1], tiles[0] if len(tiles) < 3 else tiles[2]
         if not normalized:
-            return [_apply(d_out, tables, True)], [sums[0] + product(q, d_out, (True, False))]
+            return [apply(d_out, tables, True)], [sums[0] + product(q, d_out, (True, False))]
         *states, ones = tables
         sum_, divisor = _read(q, qn, states, epsilon)
-        inverse, d_result = _inverse(divisor), _wide(d_out)
+        inverse, d_result = _inverse(divisor), wide(d_out)
         spare[...] = (d_result * inverse).astype(jnp.bfloat16)
         plgpu.commit_smem()
-        lost = [product(half, ones) for half in _rounded_halves(d_result * sum_ * inverse)]
+        lost = [product(half, ones) for half in rounded_halves(d_result * sum_ * inverse)]
         d_divisor = -(lost[0] + lost[1]) * inverse
-        d_q, d_qn = _apply(spare, states[:2], True), d_divisor * _rows_of(numbers[0])
-        sums = [sums[0] + product(q, spare, (True, False)), sums[1] + _wide(qn) * d_divisor]
+        d_q, d_qn = apply(spare, states[:2], True), d_divisor * columns(numbers[0], ROWS)
+        sums = [sums[0] + product(q, spare, (True, False)), sums[1] + wide(qn) * d_divisor]
         return [d_q + d_qn] if len(tiles) < 3 else [d_q, d_qn], sums
 
     found, (d_state, *d_keys) = over_tokens(
@@ -68,8 +69,8 @@ def _backward(normalized, epsilon, layout, residuals, d_out):
 
     def step_of_keys(tiles, tables, numbers, spare, sums):
         k, v = tiles
-        d_k = _apply(v, tables, True)
-        return [d_k + _rows_of(numbers[0]) if numbers else d_k, _apply(k, tables, False)], sums
+        d_k = apply(v, tables, True)
+        return [d_k + columns(numbers[0], ROWS) if numbers else d_k, apply(k, tables)], sums
 
     (dk, dv), _ = over_tokens(
         layout, Update(step_of_keys, 2, 0), [k, v], halves(_own(layout, d_state)), d_keys if kn is None else (),
@@ -111,30 +112,11 @@ def _own(layout, state):
 # Inside a block.
 
 
-def _apply(x, table, transposed):
-    """x times a table given in two halves, or times its transpose."""
-    return product(x, table[0], (False, transposed)) + product(x, table[1], (False, transposed))
-
-
 def _read(q, qn, tables, epsilon):
     """(what the queries read, their divisors in all lanes of a head or None)."""
-    return _apply(q, tables[:2], False), _apply(qn, tables[2:], False) + epsilon if len(tables) > 2 else None
+    return apply(q, tables[:2]), apply(qn, tables[2:]) + epsilon if len(tables) > 2 else None
 
 
 def _inverse(divisor):
     """1 / divisor, 0 where that is 0."""
     return jnp.where(divisor == 0, 0.0, 1 / jnp.where(divisor == 0, 1.0, divisor))
-
-
-def _wide(ref):
-    return laid(ref[...]).astype(jnp.float32)
-
-
-def _rounded_halves(x):
-    high = x.astype(jnp.bfloat16)
-    return high, (x - high.astype(jnp.float32)).astype(jnp.bfloat16)
-
-
-def _rows_of(x):
-    """[64] -> [64, 64], the same in every row."""
-    return jax.lax.broadcast_in_dim(x, (ROWS, ROWS), (1,))

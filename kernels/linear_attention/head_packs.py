@@ -24,6 +24,11 @@ class HeadPacks:
         return self.heads.channels // ROWS
 
     @property
+    def per_pack(self):
+        """Heads of a pack."""
+        return ROWS // self.heads.head_dim
+
+    @property
     def tiles(self):
         """Tiles of tokens, the last one filled up with zeros."""
         return -(-self.tokens // ROWS)
@@ -34,14 +39,18 @@ class HeadPacks:
         return min(self.tiles, -(-BLOCKS // (self.batch * self.packs)))
 
 
-def refusal(q, k, v, shape, *, causal, normalizer, epsilon, has_state):
+def refusal(q, k, v, shape, *, causal, log_decay, normalizer, epsilon, has_state, chunk_size):
     """Why the GPU kernels do not take a call, or None where they do; arguments as `fast_path.refusal` has them."""
     reason = unequal(q, k, v, *(normalizer if isinstance(normalizer, (tuple, list)) else ())) or hopper.refusal(q)
     if reason:
         return reason
-    if causal:
-        return "causal: through XLA only"
-    if has_state:
+    if causal and normalizer is not None:
+        return "causal with a normalizer: through XLA only"
+    if causal and log_decay is not None and log_decay.ndim == 4:
+        return "decays of single channels: through XLA only"
+    if chunk_size not in (None, ROWS):
+        return f"chunk_size={chunk_size}: the kernel's is {ROWS}"
+    if has_state and not causal:
         return "a state without causal: through XLA only"
     if not isinstance(epsilon, (int, float)):
         return f"epsilon must be a Python number, not {type(epsilon).__name__}"

@@ -23,7 +23,7 @@ from vision_jax.kernels.packed_heads import HeadSum, head_scores
 BY_CHANNEL = 176  # arrays of a chunk, float32, that the compilers were seen to hold at once where each channel decays
 
 
-def linear_attention(q, k, v, log_decay, state, keys, chunks):
+def linear_attention(q, k, v, log_decay, state, keys=None, *, chunks):
     """(output, state after all tokens, sum of the keys after them); what the layout does not return is None.
 
     Args:

@@ -15,9 +15,9 @@ import functools
 import jax
 import jax.numpy as jnp
 from vision_jax.kernels.hopper import ROWS
-from vision_jax.kernels.mosaic_gpu import LOG2E, laid, product
+from vision_jax.kernels.mosaic_gpu import LOG2E, columns, laid, product, rows
 from vision_jax.kernels.neighborhood_attention.gpu_bias import bias_gradient
-from vision_jax.kernels.neighborhood_attention.gpu_blocks import Update, attend, columns, rows, scores_gradient
+from vision_jax.kernels.neighborhood_attention.gpu_blocks import Update, attend, scores_gradient
 from vision_jax.kernels.packed_heads import MASKED
 
 
@@ -133,8 +133,8 @@ def _keys_update(head_dim, scale):
         dk, dv = sums
         (_, v), _ = own
         (q, d_out), (lse, held) = others
-        p = jnp.exp2(scores - columns(lse))
-        d_scores = p * (product(v, d_out, (False, True)) - columns(held))
+        p = jnp.exp2(scores - columns(lse, ROWS))
+        d_scores = p * (product(v, d_out, (False, True)) - columns(held, ROWS))
         dv = dv + product(p.astype(jnp.bfloat16), d_out)
         return dk + product(d_scores.astype(jnp.bfloat16), q), dv
 

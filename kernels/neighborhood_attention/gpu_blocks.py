@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from vision_jax.kernels.hopper import ROWS
-from vision_jax.kernels.mosaic_gpu import LOG2E, call, laid, product, tile
+from vision_jax.kernels.mosaic_gpu import LOG2E, call, columns, laid, product, rows, tile
 from vision_jax.kernels.neighborhood_attention.rectangles import DEPTH, STEP
 from vision_jax.kernels.packed_heads import MASKED
 
@@ -144,16 +144,6 @@ def table_place(heads, pattern, head, chunk, size):
     return pl.ds((pattern * heads.count + head) * ROWS, ROWS), pl.ds(chunk * size, size)
 
 
-def rows(x, columns):
-    """[64] -> [64, columns], one value a row."""
-    return jax.lax.broadcast_in_dim(x, (x.shape[0], columns), (0,))
-
-
-def columns(x):
-    """[n] -> [64, n], one value a column."""
-    return jax.lax.broadcast_in_dim(x, (ROWS, x.shape[0]), (1,))
-
-
 def scores_gradient(scores, lse, held, d_out, v):
     """That of 64 queries' scores [64, tokens]; their log-sum-exp and what the output holds [64], d_out and v tiles."""
     p = jnp.exp2(scores - rows(lse, scores.shape[1]))
@@ -206,7 +196,7 @@ def _block(cut, heads, update, scale, counts, biased, *refs):
 
     def shared(chunk):
         """Whether a pair shares a window."""
-        row, column = (columns(laid(ref[...], 0)) for ref in coordinates)
+        row, column = (columns(laid(ref[...], 0), ROWS) for ref in coordinates)
         row_start, row_stop, start, stop = (rows(laid(ref[...], 1), cut.chunk) for ref in bounds)
         row = row + (chunk * cut.rows).astype(jnp.float32)
         return (row >= row_start) & (row < row_stop) & (column >= start) & (column < stop)

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from vision_jax.kernels.hopper import ROWS
-from vision_jax.kernels.mosaic_gpu import LOG2E, call, laid, product, tile
+from vision_jax.kernels.mosaic_gpu import LOG2E, call, columns, laid, product, tile
+from vision_jax.kernels.mosaic_gpu import rows as rows_of
 from vision_jax.kernels.packed_heads import MASKED
 from vision_jax.kernels.window_attention import xla
 from vision_jax.kernels.window_attention.xla import partition, seam_sides
@@ -185,10 +186,10 @@ def _kernel(runs, has_table, own_windows, scale, *refs):
                 fetch_bias(part)
             scores = scores + laid(table[0][...])
         if own_windows:
-            of_query = _rows(laid(seen[1][0][pl.ds(part * ROWS, ROWS)], 1), rows)
-            of_key = jax.lax.broadcast_in_dim(laid(seen[1][1][...], 0), (ROWS, rows), (1,))
+            of_query = rows_of(laid(seen[1][0][pl.ds(part * ROWS, ROWS)], 1), rows)
+            of_key = columns(laid(seen[1][1][...], 0), ROWS)
             scores = jnp.where(of_query == of_key, scores, MASKED)
-        p = jnp.exp2(scores - _rows(jnp.max(scores, 1), rows))
+        p = jnp.exp2(scores - rows_of(jnp.max(scores, 1), rows))
         if own_windows:
             p = jnp.where(of_query == of_key, p, 0.0)
         total = jnp.sum(p, 1)
@@ -207,14 +208,14 @@ def _kernel(runs, has_table, own_windows, scale, *refs):
         if len(tiles) == 3:
             for part in range(rows // ROWS):
                 _, p, norm = probabilities(part)
-                out = product(p.astype(jnp.bfloat16), tiles[2]) * _rows(norm, runs.head_dim)
+                out = product(p.astype(jnp.bfloat16), tiles[2]) * rows_of(norm, runs.head_dim)
                 leaving[0][pl.ds(part * ROWS, ROWS)] = out.astype(jnp.bfloat16)
         else:
             q, k, v, d_out = tiles
             plain, p, norm = probabilities(0)
-            p = p * _rows(norm, rows)
+            p = p * rows_of(norm, rows)
             d_p = product(d_out, v, (False, True))
-            d_scores = p * (d_p - _rows(jnp.sum(p * d_p, 1), rows))
+            d_scores = p * (d_p - rows_of(jnp.sum(p * d_p, 1), rows))
             sums = [sums[0] + jnp.sum(d_scores * plain, 1), *(total + d_scores for total in sums[1:])]
             pair_tiles[0][...] = p.astype(jnp.bfloat16)
             pair_tiles[1][...] = (d_scores * factor).astype(jnp.bfloat16)
@@ -236,8 +237,3 @@ def _kernel(runs, has_table, own_windows, scale, *refs):
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(place, target.at[split, head])
     plgpu.wait_smem_to_gmem(0)
-
-
-def _rows(x, columns):
-    """[rows] -> [rows, columns], one value a row."""
-    return jax.lax.broadcast_in_dim(x, (x.shape[0], columns), (0,))

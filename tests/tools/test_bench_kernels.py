@@ -38,6 +38,7 @@ def test_a_kernel_that_runs_by_name_only_is_measured(monkeypatch):
     assert kernels.chosen_implementation(kernels.CASES["nat_b 1 at 224, kernel 7"]) == "gpu"
     assert kernels.chosen_implementation(kernels.CASES["map of 256, kernel 31"]) == "gpu"
     assert kernels.chosen_implementation(kernels.CASES["normalised linear, 4096 tokens"]) == "gpu"
+    assert kernels.chosen_implementation(kernels.CASES["vir_b of 65536 tokens"]) == "gpu"
 
 
 def test_floors_count_what_a_call_must_do():
