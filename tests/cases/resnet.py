@@ -12,7 +12,7 @@ _BCN = dict(depths=(2,), embed_dims=(8,), stem_dim=8, norm_groups=4, num_classes
 _BOTTLENECK = dict(depths=(1, 2, 1, 1), embed_dims=(8, 12, 16, 24), num_classes=7)
 _ONE = dict(_BOTTLENECK, depths=(1, 1, 1, 1))
 _GROUPED = dict(cardinality=2, base_width=32)
-_SPLIT = dict(_GROUPED, deep_stem=(8, 8), stem_dim=16)
+_PLAIN = dict(deep_stem=(), stem_dim=64)
 
 
 def _case(name, fields, size, theirs=None):
@@ -32,13 +32,13 @@ CASES = {
     "resnet_blur": _case(
         "resnetblur50",
         dict(_ONE, embed_dims=(32,) * 4, norm="group", attn="eca"),
-        (34, 46),
+        (34, 38),
         dict(norm_layer="groupnorm", block_args=dict(attn_layer="eca")),
     ),
     "sknet": _case(
         "skresnet50",
         dict(_ONE, stem_pool="conv", reduce_first=2, shortcut_kernel=3, attn="se"),
-        (42, 50),
+        (34, 38),
         dict(
             replace_stem_pool=True,
             block_reduce_first=2,
@@ -46,8 +46,8 @@ CASES = {
             block_args=dict(sk_kwargs=dict(split_input=True), attn_layer="se"),
         ),
     ),
-    "res2net": _case("res2next50", dict(_ONE, depths=(2, 1, 1, 1), **_GROUPED), (42, 50), _GROUPED),
-    "resnest": _case("resnest14d", dict(_ONE, **_SPLIT), (42, 50), dict(_GROUPED, stem_width=8)),
+    "res2net": _case("res2next50", dict(_ONE, depths=(2, 1, 1, 1), **_GROUPED), (34, 38), _GROUPED),
+    "resnest": _case("resnest14d", dict(_ONE, **_GROUPED, **_PLAIN), (34, 38), dict(_GROUPED, stem_type="")),
     "resnet_bcn": Case(
         "resnet50_bcn_ws",
         dict(_BCN, img_size=(34, 38)),

@@ -6,6 +6,7 @@ but for one thing: drop-path drops the branch, where timm's drops the input of t
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 from flax import nnx
@@ -49,8 +50,9 @@ class SplitAttention(nnx.Module):
         kw = dict(bias=True, bias_init=torch_default)
         hidden = max(LEAST, round_channels(dim * c.radix / 4))
         self.conv, self.bn0 = plain_conv(c, dim, c.radix * dim, 3, 1, groups * c.radix), make_norm(c, c.radix * dim)
-        self.fc1, self.bn1 = plain_conv(c, dim, hidden, 1, 1, groups, **kw), make_norm(c, hidden)
-        self.fc2 = plain_conv(c, hidden, c.radix * dim, 1, 1, groups, **kw)
+        # not fc1 and fc2, whose channels devices share: groups would be gathered again
+        self.squeeze, self.bn1 = plain_conv(c, dim, hidden, 1, 1, groups, **kw), make_norm(c, hidden)
+        self.excite = plain_conv(c, hidden, c.radix * dim, 1, 1, groups, **kw)
 
     def __call__(self, x, train=None):
         x = padded_mean(x, 3, self.stride) if self.stride > 1 and self.pool_first else x
@@ -58,7 +60,7 @@ class SplitAttention(nnx.Module):
         B, H, W, _ = x.shape
         x = x.reshape(B, H, W, self.radix, -1)
         whole = x.sum(3).mean((1, 2), keepdims=True)
-        scores = self.fc2(jax.nn.relu(run(self.bn1, self.fc1(whole), train)))
+        scores = self.excite(jax.nn.relu(run(self.bn1, self.squeeze(whole), train)))
         # the convolution's channels lie split by split, the weights' group by group
         scores = scores.reshape(B, 1, 1, self.groups, self.radix, -1).swapaxes(3, 4)
         weights = jax.nn.softmax(scores, axis=3) if self.radix > 1 else jax.nn.sigmoid(scores)
@@ -68,6 +70,8 @@ class SplitAttention(nnx.Module):
 
 class ResNeSt(ResNet):
     """Images [B, H, W, C] -> logits [B, num_classes]."""
+
+    torch_names: ClassVar = {"timm": (*ResNet.torch_names["timm"], (r"\.squeeze\.", ".fc1."), (r"\.excite\.", ".fc2."))}
 
     def mixer(self, din, dout, *, stride, groups, first):
         """What stands in place of a block's 3x3 convolution."""
