@@ -15,7 +15,9 @@ What grew of it, all compared with timm's:
 - Blurs (Zhang, 2019, arXiv:1904.11486; `resnetblur`) or means (`resnetaa`) in place of strides.
 - ResNet-RS (Bello et al., 2021, arXiv:2103.07579): ResNet-D with squeeze-and-excitation, whose stem pools by a strided
   convolution; deeper, at larger images.
-- `selective`: SKNet; `scales`: Res2Net; `split_attention`: ResNeSt. Each has something else for the 3x3 convolution.
+- SKNet (Li et al., 2019, arXiv:1903.06586; `selective`), Res2Net (Gao et al., 2019, arXiv:1904.01169; `scales`) and
+  ResNeSt (Zhang et al., 2020, arXiv:2004.08955; `split_attention`), each with something else for the 3x3 convolution.
+  Drop-path drops the branch of a ResNeSt's block, too, where timm's drops the input of projected shortcuts.
 """
 
 from vision_jax.models.resnet import scales, selective, split_attention, variants  # noqa: F401, register them

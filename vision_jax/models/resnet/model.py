@@ -88,8 +88,15 @@ class ResNetConfig(ModelConfig):
             f"cardinality={self.cardinality}, base_width={self.base_width} and reduce_first={self.reduce_first} "
             "are for block='bottleneck'",
         )
-        fits = not self.pruned or tuple(len(widths) for _, widths in self.pruned) == tuple(self.depths)
-        check(fits, f"pruned has widths for {tuple(len(w) for _, w in self.pruned)} blocks, depths={self.depths}")
+        widths = tuple(len(each) for _, each in self.pruned)
+        fits = not widths or (self.block, widths) == ("bottleneck", tuple(self.depths))
+        check(fits, f"pruned has widths for {widths} bottlenecks, depths={self.depths}, block={self.block!r}")
+
+    def without(self, *names):
+        """Raises InputError unless these fields are as in a plain ResNet: for networks that have nothing such."""
+        for field in dataclasses.fields(ResNetConfig):
+            value = getattr(self, field.name)
+            check(field.name not in names or value == field.default, f"{field.name}={value!r}: not in these networks")
 
     def layers(self, dim, dout, stride):
         """(kernel size, channels out, stride, groups) of the convolutions of a stage's block of `dim` channels."""

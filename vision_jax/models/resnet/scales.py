@@ -28,6 +28,7 @@ class Res2NetConfig(ResNetConfig):
     def __post_init__(self):
         super().__post_init__()
         check(self.block == "bottleneck", f"block={self.block!r}: 'bottleneck' alone has scales")
+        self.without("anti_alias", "reduce_first", "pruned")
         check(self.scale > 1, f"scale={self.scale}: at least 2")
 
     def layers(self, dim, dout, stride):

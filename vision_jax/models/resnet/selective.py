@@ -38,7 +38,7 @@ class SKNetConfig(ResNetConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check(not self.anti_alias, f"anti_alias={self.anti_alias!r}: not where kernels are selected")
+        self.without("anti_alias", "pruned")
 
 
 class SelectiveKernel(nnx.Module):
@@ -48,6 +48,7 @@ class SelectiveKernel(nnx.Module):
     """
 
     def __init__(self, c, din, dout, stride, groups):
+        check(not c.split or din % len(DILATIONS) == 0, f"split=True: {din} channels have no halves")
         self.split, kw = c.split, dict(bias=False, init=kaiming_normal, dtype=c.dtype)
         din = din // len(DILATIONS) if c.split else din
         self.convs = nnx.List([plain_conv(c, din, dout, 3, stride, groups, dilation=d) for d in DILATIONS])

@@ -23,9 +23,10 @@ LEAST = 32  # channels between the two maps that weigh
 
 @dataclasses.dataclass(frozen=True)
 class ResNeStConfig(ResNetConfig):
-    """A ResNeSt: `radix` splits of each of `cardinality` groups; `pool_first`: what strides is before the convolution.
+    """A ResNeSt: `radix` splits of each of `cardinality` groups.
 
-    1 for radix is no split: channels are weighted by themselves.
+    A radix of 1 splits nothing; channels are then weighted by themselves. `pool_first`: blocks stride before their 3x3
+    convolution, where others do after it.
     """
 
     block: str = "bottleneck"
@@ -36,7 +37,7 @@ class ResNeStConfig(ResNetConfig):
         super().__post_init__()
         check(self.block == "bottleneck", f"block={self.block!r}: 'bottleneck' alone has splits")
         check(self.radix > 0, f"radix={self.radix}: at least 1")
-        check(not self.anti_alias, f"anti_alias={self.anti_alias!r}: these networks stride by averaging already")
+        self.without("anti_alias", "reduce_first", "pruned")
 
 
 class SplitAttention(nnx.Module):

@@ -176,7 +176,7 @@ _resnet("resnetblur101d", 101, 44_568_392, 9.12, "", **_BLUR, **D)
 
 _12K = dict(licence="apache-2.0", crop_pct=0.95, num_classes=11_821)
 _SW = (("sw_in12k_ft_in1k", dict(_12K, num_classes=1000)), ("sw_in12k", _12K))
-_MEAN = dict(_TRICKS, anti_alias="mean")
+_MEAN = dict(paper="1904.11486", anti_alias="mean")
 _resnet("resnetaa34d", 34, 21_816_904, 4.43, "", **_MEAN, **D)
 _resnet("resnetaa50", 50, 25_557_032, 5.15, "a1h", **_MEAN)
 _resnet("resnetaa50d", 50, 25_576_264, 5.39, "", own=(*_SW, ("d_in12k", _12K)), **_MEAN, **D)
