@@ -173,6 +173,12 @@ PATCHES = dict(img_size=32, patch_size=8, embed_dim=32, depth=1, num_classes=8)
 OTHERS = {
     "resnet": ("resnet18", dict(img_size=32, embed_dims=(8, 16), depths=(1, 1), num_classes=8)),
     "resnext": ("resnext50_32x4d", dict(img_size=32, embed_dims=(16, 32), depths=(1, 1), cardinality=4, num_classes=8)),
+    "sknet": ("skresnet50", dict(img_size=32, embed_dims=(16, 32), depths=(1, 1), num_classes=8)),
+    "res2net": (
+        "res2net50_26w_4s",
+        dict(img_size=32, embed_dims=(32, 64), depths=(2, 1), base_width=16, num_classes=8),
+    ),
+    "resnest": ("resnest14d", dict(img_size=32, embed_dims=(32, 64), depths=(1, 1), cardinality=2, num_classes=8)),
     "densenet": ("densenet121", dict(img_size=48, depths=(2, 1), growth_rate=16, bottleneck=2, num_classes=8)),
     "regnet": (
         "regnety_002",

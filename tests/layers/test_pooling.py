@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vision_jax.layers.pooling import avg_pool, max_pool
+from vision_jax.layers.pooling import avg_pool, max_pool, padded_mean
 
 
 def windows(x, window, stride, padding, ceil_mode):
@@ -48,6 +48,15 @@ def test_average(size, window, stride, padding, ceil_mode):
         given = avg_pool(x, window, stride=stride, padding=padding, ceil_mode=ceil_mode)
         assert given.dtype == jnp.float64
     np.testing.assert_allclose(given, wanted, rtol=1e-13)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_mean_with_zeros_beyond_the_edges(stride):
+    x = np.random.default_rng(0).normal(size=(2, 7, 6, 3)).astype(np.float32)
+    wanted = [
+        [[np.sum(cell, axis=0) / 9 for cell in row] for row in windows(image, 3, stride, 1, False)] for image in x
+    ]
+    np.testing.assert_allclose(padded_mean(x, 3, stride), wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("window", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 1, 1)])

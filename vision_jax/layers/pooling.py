@@ -38,6 +38,15 @@ def avg_pool(x, window, *, stride, padding=0, ceil_mode=False):
     return total / np.outer(rows, columns)[..., None].astype(x.dtype)
 
 
+def padded_mean(x, window, stride):
+    """The mean of each window, pixels beyond the edges being zeros, [B, H, W, C] -> [B, H/stride, W/stride, C].
+
+    torch's AvgPool2d with the padding of an odd window, which counts (count_include_pad=True).
+    """
+    pad = (window // 2, window // 2)
+    return avg_pool(jnp.pad(x, ((0, 0), pad, pad, (0, 0))), window, stride=stride)
+
+
 def pool_mixer(x, train=None):
     """The average of a pixel's 3x3 neighbours within the map, less the pixel, which a shortcut adds again.
 
