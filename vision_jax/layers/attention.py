@@ -150,10 +150,14 @@ class Attention(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rotary:
             q, k = self.rotary(q, *context), self.rotary(k, *context)
+        out = self.weigh_values(q, k, v, train, *context).reshape(x.shape)
+        return dropout(self.proj(self.norm(out) if self.norm else out), self.proj_drop, train)
+
+    def weigh_values(self, q, k, v, train=None, *context):
+        """Queries, keys and values, [B, N, heads, head_dim] each -> the same for the heads' results."""
         bias = self.rel_pos() if self.rel_pos else None
         probabilities = tap(self, "probabilities", attention_probabilities(q, k, bias=bias))
-        out = aggregate(dropout(probabilities, self.attn_drop, train), v).reshape(x.shape)
-        return dropout(self.proj(self.norm(out) if self.norm else out), self.proj_drop, train)
+        return aggregate(dropout(probabilities, self.attn_drop, train), v)
 
 
 def attention_scores(q, k, scale=None):

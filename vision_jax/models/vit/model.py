@@ -26,7 +26,7 @@ from vision_jax.models.vit.dialects import BIG_VISION, HF, HF_MODULES
 from vision_jax.parameters import Constant, Normal, ones, param, trunc_normal
 from vision_jax.registry import check
 
-_ACT = {"gelu": gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu}
+ACT = {"gelu": gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ class ViTConfig(ModelConfig):
             ("global_pool", ("token", "avg", "map")),
             ("position", ("learned", "sincos2d", "none")),
             ("mlp", ("mlp", "swiglu")),
-            ("act", tuple(_ACT)),
+            ("act", tuple(ACT)),
         ):
             given = getattr(self, field)
             check(given in allowed, f"{field}={given!r}: one of {', '.join(map(repr, allowed))}")
@@ -144,7 +144,7 @@ class VisionTransformer(Model):
         self.fc_norm = norm(dim) if c.final_norm and pooled_first else None
         hidden = int(dim * (c.pool_mlp_ratio or c.mlp_ratio))
         self.attn_pool = (
-            AttentionPoolLatent(dim, c.pool_heads or c.num_heads, hidden, norm=norm, act=_ACT[c.act], **kw)
+            AttentionPoolLatent(dim, c.pool_heads or c.num_heads, hidden, norm=norm, act=ACT[c.act], **kw)
             if c.global_pool == "map"
             else None
         )
@@ -193,7 +193,7 @@ class VisionTransformer(Model):
         hidden = int(c.embed_dim * c.mlp_ratio)
         if c.mlp == "swiglu":
             return GatedMlp(c.embed_dim, hidden // 2, **kw)
-        return Mlp(c.embed_dim, hidden, act=_ACT[c.act], **kw)
+        return Mlp(c.embed_dim, hidden, act=ACT[c.act], **kw)
 
     def forward_features(self, images, train=None, pyramid=False, out_indices=None):
         """Images [B, H, W, C] -> tokens [B, prefix + N, C]: the class token, DeiT's second, registers, the patches.
