@@ -138,7 +138,7 @@ class VisionTransformer(Model):
 
         self.norm_pre = norm(dim) if c.pre_norm else None
         (rates,) = linear_rates(c.drop_path_rate, (c.depth,))
-        self.blocks = Stack(self.make_block, rates, scan=c.scan_blocks, remat=c.remat)
+        self.blocks = Stack(self.make_block, rates, runs=self.runs(), scan=c.scan_blocks, remat=c.remat)
         pooled_first = c.global_pool == "avg" if c.fc_norm is None else c.fc_norm
         self.norm = norm(dim) if c.final_norm and not pooled_first else None
         self.fc_norm = norm(dim) if c.final_norm and pooled_first else None
@@ -173,6 +173,9 @@ class VisionTransformer(Model):
         return Block(
             c.embed_dim, attn=attn, mlp=mlp, norm=norm, norm_last=c.norm_last, layer_scale=scale, dtype=c.dtype
         )
+
+    def runs(self):
+        """The lengths of runs of blocks of one structure, where the blocks differ, or None."""
 
     def block_inputs(self):
         """What each block gets beside the tokens: a tree of arrays with a leading axis of blocks, or None."""
