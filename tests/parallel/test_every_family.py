@@ -49,6 +49,9 @@ def tiers(keys, default):
 
 NEAR = (
     "vit, pooled by attention",
+    "vit, wide",
+    "vit, parallel",
+    "sapiens2",
     "maxvit, parallel",
     "coatnet",
     "swin, scanned",
