@@ -84,6 +84,7 @@ ATTENTION = {
     "beit": ("beit_base_patch16_224", VIT),
     "eva": ("eva02_base_patch16_clip_224", VIT),
     "sapiens2": ("vit_base_patch16_sapiens2", dict(VIT, depth=3, num_heads=8, num_kv_heads=4, full_blocks=1)),
+    "vit_relpos": ("vit_relpos_medium_patch16_cls_224", VIT),
     "lookupvit": (
         "lookupvit_patch16_256",
         dict(

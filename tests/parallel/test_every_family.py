@@ -52,6 +52,7 @@ NEAR = (
     "vit, wide",
     "vit, parallel",
     "sapiens2",
+    "vit_relpos",
     "maxvit, parallel",
     "coatnet",
     "swin, scanned",

@@ -126,7 +126,7 @@ class Attention(nnx.Module):
       proj_bias: whether the projection of the result has a bias.
       qk_norm: a norm `(head_dim) -> module` on queries and keys, or None.
       rotary: turns queries and keys, [B, N, heads, head_dim], *context -> the same, or None; hashable.
-      rel_pos: a module () -> [heads, N, N], which the scores gain, or None.
+      rel_pos: called as rel_pos(train, *context), gives [heads, N, N], which the scores gain; or None.
       norm: a norm `(dim) -> module` on the result before its projection, or None.
       attn_drop, proj_drop: dropout of the attention weights and of the result.
       qkv, linear: what makes the projections, a `QKV` and a `Linear`.
@@ -155,7 +155,7 @@ class Attention(nnx.Module):
 
     def weigh_values(self, q, k, v, train=None, *context):
         """Queries, keys and values, [B, N, heads, head_dim] each -> the same for the heads' results."""
-        bias = self.rel_pos() if self.rel_pos else None
+        bias = self.rel_pos(train, *context) if self.rel_pos else None
         probabilities = tap(self, "probabilities", attention_probabilities(q, k, bias=bias))
         return aggregate(dropout(probabilities, self.attn_drop, train), v)
 

@@ -47,7 +47,8 @@ def register_rows(rows, *, paper, model=VisionTransformer, config=ViTConfig, own
 
 def _said(name):
     """The config fields that a name tells: size, patches, registers, image."""
-    sizes = dict(zip(("embed_dim", "depth", "num_heads", "mlp_ratio"), SIZES[name.split("_")[1]], strict=False))
+    said = next(size for part in name.split("_") if (size := SIZES.get(part)))
+    sizes = dict(zip(("embed_dim", "depth", "num_heads", "mlp_ratio"), said, strict=False))
     number = {key: int(n) for key, n in re.findall(r"_(patch|reg|)(\d+)(?=_|$)", name)}
     keys = {"patch": "patch_size", "reg": "reg_tokens", "": "img_size"}
     return {**sizes, **{keys[key]: n for key, n in number.items()}}
