@@ -30,6 +30,7 @@ ATTENTION = {
     "swin": ("swin_tiny_patch4_window7_224", SWIN),
     "swin, scanned": ("swin_tiny_patch4_window7_224", dict(SWIN, depths=(3,), scan_blocks=True)),
     "swin_v2": ("swinv2_tiny_window8_256", SWIN),
+    "swin_v2_cr": ("swinv2_cr_tiny_224", dict(SWIN, depths=(2,))),
     "maxvit": ("maxvit_tiny_tf_224", dict(MAXVIT, window_size=4, head_hidden=None)),
     "maxvit, parallel": ("maxvit_tiny_pm_256", dict(MAXVIT, window_size=4)),
     "coatnet": (

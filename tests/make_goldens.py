@@ -90,7 +90,7 @@ def cast(model, dtype):
         widen()
         try:
             for module in model.modules():
-                getattr(module, "_init_buffers", lambda: None)()
+                _doubled(getattr(module, "_init_buffers", lambda: None))
         finally:
             restore()
         for module in model.modules():

@@ -9,7 +9,7 @@ import pytest
 
 import tiny
 from vision_jax.functional import Train
-from vision_jax.layers.differential_attention import DifferentialAttention, lambda_inits
+from vision_jax.layers.differential_attention import Difference, DifferentialAttention, lambda_inits
 from vision_jax.layers.parallel_block import ParallelBlock
 from vision_jax.layers.rms_norm import RMSNorm
 
@@ -20,6 +20,8 @@ norm = functools.partial(RMSNorm, epsilon=1e-3, dtype=jnp.float64)
 def test_starts():
     """The paper's: 0.8 - 0.6 exp(-0.3 (l - 1)) in layer l, counted from one (section 2.1)."""
     np.testing.assert_allclose(lambda_inits(3), [0.2, 0.8 - 0.6 * np.exp(-0.3), 0.8 - 0.6 * np.exp(-0.6)], rtol=1e-12)
+    for name in ("q1", "k1", "q2", "k2"):
+        np.testing.assert_allclose(np.std(getattr(Difference(8192), f"lambda_{name}")[...]), 0.1, rtol=0.1)
 
 
 def _rms(x, scale, epsilon):

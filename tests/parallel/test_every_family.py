@@ -53,6 +53,7 @@ NEAR = (
     "vit, parallel",
     "sapiens2",
     "vit_relpos",
+    "swin_v2_cr",
     "maxvit, parallel",
     "coatnet",
     "swin, scanned",
