@@ -80,6 +80,11 @@ def test_positions_of_radio_equal_timm(reference, name, corners):
     _assert_resampled(reference, "vision_transformer", name, (48, 32), **resized)
 
 
+@pytest.mark.parametrize("name", ["vit_relpos_base_patch16_clsgap_224", "vit_srelpos_small_patch16_224"])
+def test_relative_positions_equal_timm_at_another_resolution(reference, name):
+    _assert_resampled(reference, "vision_transformer_relpos", name, (48, 32))
+
+
 @pytest.mark.parametrize("name", TOKENS)
 def test_round_trip_through_timm(reference, name):
     theirs = filled(reference, name)
