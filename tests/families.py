@@ -26,9 +26,11 @@ MAXVIT = dict(img_size=32, depths=(1,), embed_dims=(32,), stem_dims=(8, 8), head
 ATTENTION = {
     "vit": ("vit_tiny_patch16_224", VIT),
     "vit, pooled by attention": ("vit_tiny_patch16_224", dict(VIT, class_token=False, global_pool="map", qk_norm=True)),
+    "vit, wide": ("vit_small_patch16_18x2_224", dict(VIT, num_heads=8, differential=True)),
     "swin": ("swin_tiny_patch4_window7_224", SWIN),
     "swin, scanned": ("swin_tiny_patch4_window7_224", dict(SWIN, depths=(3,), scan_blocks=True)),
     "swin_v2": ("swinv2_tiny_window8_256", SWIN),
+    "swin_v2_cr": ("swinv2_cr_tiny_224", dict(SWIN, depths=(2,))),
     "maxvit": ("maxvit_tiny_tf_224", dict(MAXVIT, window_size=4, head_hidden=None)),
     "maxvit, parallel": ("maxvit_tiny_pm_256", dict(MAXVIT, window_size=4)),
     "coatnet": (
@@ -82,6 +84,8 @@ ATTENTION = {
     "l2vit": ("l2vit_tiny", dict(TWO, depths=(2, 2), num_heads=(4, 4), window_size=4)),
     "beit": ("beit_base_patch16_224", VIT),
     "eva": ("eva02_base_patch16_clip_224", VIT),
+    "sapiens2": ("vit_base_patch16_sapiens2", dict(VIT, depth=3, num_heads=8, num_kv_heads=4, full_blocks=1)),
+    "vit_relpos": ("vit_relpos_medium_patch16_cls_224", VIT),
     "lookupvit": (
         "lookupvit_patch16_256",
         dict(
@@ -245,6 +249,7 @@ OTHERS = {
         ),
     ),
     "focalnet": ("focalnet_tiny_srf", dict(img_size=32, embed_dim=16, depths=(1, 1), num_classes=8)),
+    "vit, parallel": ("vit_base_patch16_xp_224", VIT),
     "gfnet": ("gfnet_ti", dict(img_size=16, patch_size=4, depths=(1,), embed_dims=(32,), num_classes=8)),
     "mambaout": ("mambaout_femto", TWO),
     "efficientnet": ("efficientnet_cc_b0_4e", dict(MOBILE, stages=(SEPARABLE, CONDITIONAL))),

@@ -90,7 +90,7 @@ def cast(model, dtype):
         widen()
         try:
             for module in model.modules():
-                getattr(module, "_init_buffers", lambda: None)()
+                _doubled(getattr(module, "_init_buffers", lambda: None))
         finally:
             restore()
         for module in model.modules():
@@ -99,6 +99,8 @@ def cast(model, dtype):
                 module.register_forward_hook(restore)
             if type(module).__name__ == "RotaryEmbeddingMixed":
                 module.get_embed = functools.partial(_doubled, module.get_embed)
+            if hasattr(module, "_compute_lambda"):
+                module._compute_lambda = functools.partial(_doubled, module._compute_lambda)
     return model
 
 

@@ -36,6 +36,9 @@ def built(module, name, size):
     """Names and shapes, parameters and multiply-adds of `module.create_model(name)` for images [3, H, W]."""
     with torch.device("meta"), _linspace_on_host():
         model = importlib.import_module(module).create_model(name).eval().requires_grad_(False)
+    for module in model.modules():
+        if hasattr(module, "lambda_q1"):
+            module.fused_attn = False  # one product of the difference with the values, not two
     with _lookups_uncounted(), FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.empty(1, 3, *size, device="meta"))
     return {
@@ -76,18 +79,20 @@ def _lookups_uncounted():
 
     BoTNet's and HaloNet's queries meet every relative position there, also those that no key has, and BAT's matrices
     are those of a few blocks, blown up to the size of the map with zeros. Blurs are convolutions there, here means.
-    SAM's windows are projected with their padding there.
+    SAM's windows are projected with their padding there. Swin V2-CR's network sees each pair of tokens there.
     """
     layers = [importlib.import_module(f"timm.layers.{name}") for name in ("bottleneck_attn", "halo_attn")]
     tables = importlib.import_module("timm.layers.pos_embed_rel")
     blur = importlib.import_module("timm.layers.blur_pool").BlurPool2d
     sam = importlib.import_module("timm.models.vision_transformer_sam").Block
+    swin = importlib.import_module("timm.models.swin_transformer_v2_cr").WindowMultiHeadAttention
     bat = importlib.import_module("timm.layers.non_local_attn").BilinearAttnTransform
     places = [(module, "rel_logits_1d", _met) for module in layers]
     places.append((tables, "reindex_2d_einsum_lookup", lambda t, h, w, *_: t.new_empty(len(t), h * w, h * w)))
     places += [
         (bat, "forward", _mixed),
         (sam, "forward", _cropped),
+        (swin, "_relative_positional_encodings", _of_offsets),
         (blur, "forward", lambda _, x: torch.nn.functional.avg_pool2d(x, 2, ceil_mode=True)),
     ]
     before = [(place, name, getattr(place, name)) for place, name, _ in places]
@@ -123,6 +128,13 @@ def _cropped(self, x):
     attn.proj = proj
     x = x + proj(y)
     return x + self.mlp(self.norm2(x))
+
+
+def _of_offsets(self):
+    """What the scores of a window gain, of the network's values for each offset, in place of the reference's own."""
+    (h, w), like = self.window_size, self.relative_coordinates_log
+    self.meta_mlp(like.new_empty((2 * h - 1) * (2 * w - 1), 2))
+    return like.new_empty(1, self.num_heads, h * w, h * w)
 
 
 def _met(q, table, permute_mask):

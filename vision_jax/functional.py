@@ -269,16 +269,23 @@ def stack_modules(blocks, numbers=None):
 
 
 class Phases(nnx.Module):
-    """Blocks that alternate, each kind stacked: below `0of2` the first, third, fifth, below `1of2` the others."""
+    """Several kinds of blocks, each stacked.
+
+    Those that alternate lie below `0of2`, the first, third, fifth, and `1of2`, the others; runs of equal ones below
+    `0of1` and, if the first run is of eight blocks, `8of1`.
+
+    Args:
+      phases: {name: stacked blocks}.
+    """
 
     def __init__(self, phases):
-        for j, phase in enumerate(phases):
-            setattr(self, f"{j}of{len(phases)}", phase)
-        self.count = len(phases)
+        for name, phase in phases.items():
+            setattr(self, name, phase)
+        self.order = tuple(phases)
 
     def named(self):
         """{name: stacked blocks}, in order."""
-        return {name: getattr(self, name) for name in (f"{j}of{self.count}" for j in range(self.count))}
+        return {name: getattr(self, name) for name in self.order}
 
 
 def _shapes(state):

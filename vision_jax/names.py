@@ -3,7 +3,8 @@
 A leaf's name joins its path with dots: `blocks.3.mlp.fc1.kernel`. Blocks that run under `jax.lax.scan` keep their
 parameters stacked along a leading axis below a node called `stacked`; such a leaf stands for one name a block, the
 names that the unrolled blocks would have. Where blocks alternate, the two kinds are stacked below `stacked.0of2` and
-`stacked.1of2`, every second name each. An optimiser's state holds copies of the parameters' tree, so a name found
+`stacked.1of2`, every second name each; where runs of equal blocks follow one another, below `stacked.0of1` and, from
+the eighth on, `stacked.8of1`. An optimiser's state holds copies of the parameters' tree, so a name found
 by `re.search` matches there too.
 """
 

@@ -8,6 +8,7 @@ from golden import Case
 SMALL = dict(patch_size=8, embed_dim=24, depth=2, num_heads=3, num_classes=7)
 EVA02 = dict(SMALL, img_size=(24, 32))
 DINO = dict(SMALL, img_size=(16, 32))
+UNSCALED = dict(dynamic_img_size=False, rope_rescale_coords=1.0)
 
 CASES = {
     "eva02": Case(
@@ -33,6 +34,14 @@ CASES = {
         DINO,
         size=(16, 32),
         init=dict(depth=2),
+    ),
+    "sapiens2": Case(
+        "vit_base_patch16_sapiens2",
+        dict(DINO, depth=3, num_heads=6, num_kv_heads=2, full_blocks=1, reg_tokens=2),
+        "timm:vit_base_patch16_sapiens2",
+        dict(DINO, depth=3, num_heads=6, num_kv_heads=(6, 2, 6), num_reg_tokens=2, **UNSCALED),
+        size=(16, 32),
+        init=dict(embed_dim=96),
     ),
     "pe_core": Case(
         "vit_pe_core_base_patch16_224",

@@ -4,6 +4,7 @@ from golden import Case
 
 VIT = dict(img_size=(32, 40), patch_size=8, embed_dim=48, depth=3, num_heads=3, num_classes=7)
 THIN = dict(depth=1)  # of models too large to draw whole
+NARROW = dict(VIT, depth=2, num_heads=12)  # heads' lambdas, exponentials of sums over channels, stay near 1
 EDGE = dict(VIT, img_size=(35, 47))
 
 
@@ -32,6 +33,16 @@ CASES = {
     "vit_clip": same("vit_base_patch32_clip_quickgelu_224", dict(VIT, depth=1), init=THIN),
     "vit_beit3": same("beit3_base_patch16_224", dict(VIT, depth=1, final_norm=False), init=THIN),
     "vit_norm_last": same("vit_base_patch16_rpn_224", dict(VIT, depth=1), init=THIN),
+    "vit_wide": Case(
+        "vit_small_patch16_18x2_224",
+        dict(NARROW, differential=True),
+        "timm:vit_small_patch16_18x2_224",
+        dict(NARROW, attn_layer="diff"),
+        size=(32, 40),
+        init=THIN,
+    ),
+    "vit_parallel": same("vit_base_patch16_xp_224", dict(VIT, depth=2), init=THIN),
+    "vit_parallel_differential": same("vit_dpwee_patch16_reg1_gap_256", NARROW, init=dict(depth=2)),
     "aimv2": same("aimv2_large_patch14_224", dict(VIT, depth=1), init=THIN),
     "deit_distilled": same("deit_tiny_distilled_patch16_224"),
     "deit3": same("deit3_small_patch16_224"),

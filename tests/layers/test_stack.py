@@ -44,15 +44,15 @@ class Net(nnx.Module):
         return self.stages[0](x, train)
 
 
-def _build(**fields):
+def _build(net=Net, **fields):
     with abstract_parameters():
-        model = Net(**fields)
+        model = net(**fields)
     return split(fill(model))
 
 
-def _train(**fields):
+def _train(net=Net, **fields):
     """Loss, gradients and state of one call in train mode, with every mask captured."""
-    static, variables = _build(**fields)
+    static, variables = _build(net, **fields)
 
     @jax.jit
     def run(params, stats, x, key):
@@ -101,6 +101,31 @@ def test_blocks_that_alternate(period, depth, remat):
     assert len(maps) == depth
     np.testing.assert_array_equal(maps[-1], out)
     np.testing.assert_array_equal(model.stages[0](x, None, collect=(depth - 1, 0))[1][1], maps[0])
+
+
+def test_runs_of_blocks():
+    """Blocks that differ along the stack: as many scans as runs, and nothing else changes."""
+    runs = (1, 3, 2)
+
+    class Runs(Net):
+        def __init__(self, scan=False, remat=None):
+            drops = (0.1, 0.3, 0.3, 0.3, 0.5, 0.5)
+            rates = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+            self.stages = nnx.List([Stack(lambda i: Noisy(drops[i]), rates, runs=runs, scan=scan, remat=remat)])
+
+    loss, grads, state = _train(Runs)
+    scanned_loss, scanned_grads, scanned_state = _train(Runs, scan=True, remat="full")
+    np.testing.assert_allclose(scanned_loss, loss, rtol=1e-6)
+    assert scanned_grads["stages"][0]["stacked"].keys() == {"0of1", "1of1", "4of1"}
+    tiny.assert_close(scanned_grads, grads)
+    tiny.assert_close(scanned_state["batch_stats"], state["batch_stats"])
+    assert scanned_state["captured"].keys() == state["captured"].keys()
+    for name, mask in state["captured"].items():
+        np.testing.assert_array_equal(scanned_state["captured"][name], mask)
+    models = [nnx.merge(s.graphdef, *v.values()) for s, v in (_build(Runs, scan=scan) for scan in (True, False))]
+    maps, wanted = (model.stages[0](tiny.normal(B, C), None, collect=(5, 0, 3))[1] for model in models)
+    for ours, theirs in zip(maps, wanted, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
 def test_every_block_has_its_own_masks_and_rate(plain):

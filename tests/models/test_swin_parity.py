@@ -44,6 +44,7 @@ def random_images(*size):
         (V1, dict(img_size=(32, 96))),  # the last stage's window shrinks to 2 x 4
         (V1, dict(window_size=(5, 7), img_size=(80, 112))),
         (V2, dict(window_size=6, img_size=96, pretrained_window_sizes=(4, 4, 4))),
+        ("swinv2_cr_tiny_ns_224", dict(img_size=(64, 96), window_size=None)),  # windows of an eighth of the first map
     ],
 )
 def test_another_resolution_equals_timm(reference, name, change):

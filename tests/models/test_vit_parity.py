@@ -3,8 +3,6 @@
 Another image size, SigLIP's `.npz` files, DeiT's two heads.
 """
 
-import functools
-
 import jax
 import numpy as np
 import pytest
@@ -17,7 +15,8 @@ pytestmark = pytest.mark.parity
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 7}
 TOKENS = ("vit_wee_patch16_reg1_gap_256", "vit_so150m2_patch16_reg1_gap_256", "vit_giant_patch14_reg4_dinov2",
           "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224", "vit_base_patch16_siglip_224",
-          "vit_xsmall_patch16_clip_224", "aimv2_large_patch14_224")  # fmt: skip
+          "vit_xsmall_patch16_clip_224", "aimv2_large_patch14_224", "vit_small_patch16_18x2_224",
+          "vit_base_patch16_xp_224", "vit_dlittle_patch16_reg1_gap_256", "vit_pwee_patch16_reg1_gap_256")  # fmt: skip
 RELATIVES = {
     "vitamin_small_224": ("vitamin", {"img_size": 32, "depth": 1, "num_classes": 7}),
     "beit_base_patch16_224": ("beit", SMALL),
@@ -56,17 +55,34 @@ def assert_equal(reference, ours, theirs, size, tolerance):
     np.testing.assert_allclose(vj.jit(ours)(images), wanted, rtol=0, atol=tolerance)
 
 
+def _assert_resampled(reference, file, name, size, **options):
+    module = reference(f"timm.models.{file}")
+    weights = filled(reference, name).state_dict()
+    theirs = reference("timm").create_model(name, **small(name, img_size=size)).eval()
+    theirs.load_state_dict(module.checkpoint_filter_fn(dict(weights), theirs, **options), strict=True)
+    ours = vj.load_weights(vj.create_model(name, abstract=True, **small(name, img_size=size)), weights)
+    assert_equal(reference, ours, theirs, size, 1e-4)
+
+
 @pytest.mark.parametrize("size", [(48, 32), (16, 48)])
 @pytest.mark.parametrize("name", [*TOKENS, *RELATIVES])
 def test_another_resolution_equals_timm(reference, name, size):
     file = "deit" if name.startswith("deit") else RELATIVES.get(name, ("vision_transformer",))[0]
-    module = reference(f"timm.models.{file}")
-    weights = filled(reference, name).state_dict()
-    theirs = reference("timm").create_model(name, **small(name, img_size=size)).eval()
-    convert = functools.partial(module.checkpoint_filter_fn, interpolation="bicubic", antialias=True)
-    theirs.load_state_dict(convert(dict(weights), theirs), strict=True)
-    ours = vj.load_weights(vj.create_model(name, abstract=True, **small(name, img_size=size)), weights)
-    assert_equal(reference, ours, theirs, size, 1e-4)
+    _assert_resampled(reference, file, name, size, interpolation="bicubic", antialias=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "corners"), [("vit_base_patch16_radio_v3", True), ("vit_large_patch16_radio_v3", False)]
+)
+def test_positions_of_radio_equal_timm(reference, name, corners):
+    """Its positions are interpolated linearly, those of some from corner to corner."""
+    resized = {"interpolation": "bilinear", "antialias": False, "align_corners": corners}
+    _assert_resampled(reference, "vision_transformer", name, (48, 32), **resized)
+
+
+@pytest.mark.parametrize("name", ["vit_relpos_base_patch16_clsgap_224", "vit_srelpos_small_patch16_224"])
+def test_relative_positions_equal_timm_at_another_resolution(reference, name):
+    _assert_resampled(reference, "vision_transformer_relpos", name, (48, 32))
 
 
 @pytest.mark.parametrize("name", TOKENS)

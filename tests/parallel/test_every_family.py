@@ -49,6 +49,11 @@ def tiers(keys, default):
 
 NEAR = (
     "vit, pooled by attention",
+    "vit, wide",
+    "vit, parallel",
+    "sapiens2",
+    "vit_relpos",
+    "swin_v2_cr",
     "maxvit, parallel",
     "coatnet",
     "swin, scanned",

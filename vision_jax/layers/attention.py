@@ -126,7 +126,7 @@ class Attention(nnx.Module):
       proj_bias: whether the projection of the result has a bias.
       qk_norm: a norm `(head_dim) -> module` on queries and keys, or None.
       rotary: turns queries and keys, [B, N, heads, head_dim], *context -> the same, or None; hashable.
-      rel_pos: a module () -> [heads, N, N], which the scores gain, or None.
+      rel_pos: called as rel_pos(train, *context), gives [heads, N, N], which the scores gain; or None.
       norm: a norm `(dim) -> module` on the result before its projection, or None.
       attn_drop, proj_drop: dropout of the attention weights and of the result.
       qkv, linear: what makes the projections, a `QKV` and a `Linear`.
@@ -150,10 +150,14 @@ class Attention(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rotary:
             q, k = self.rotary(q, *context), self.rotary(k, *context)
-        bias = self.rel_pos() if self.rel_pos else None
-        probabilities = tap(self, "probabilities", attention_probabilities(q, k, bias=bias))
-        out = aggregate(dropout(probabilities, self.attn_drop, train), v).reshape(x.shape)
+        out = self.weigh_values(q, k, v, train, *context).reshape(x.shape)
         return dropout(self.proj(self.norm(out) if self.norm else out), self.proj_drop, train)
+
+    def weigh_values(self, q, k, v, train=None, *context):
+        """Queries, keys and values, [B, N, heads, head_dim] each -> the same for the heads' results."""
+        bias = self.rel_pos(train, *context) if self.rel_pos else None
+        probabilities = tap(self, "probabilities", attention_probabilities(q, k, bias=bias))
+        return aggregate(dropout(probabilities, self.attn_drop, train), v)
 
 
 def attention_scores(q, k, scale=None):

@@ -41,13 +41,14 @@ class PatchMerging(nnx.Module):
       din, dout: channels in and out.
       norm: `(dim) -> module`.
       norm_last: normalise after the projection (Swin V2), not before it.
+      linear: what makes the projection, a `Linear`.
       dtype: dtype of the computation.
     """
 
-    def __init__(self, din, dout, *, norm, norm_last=False, dtype=jnp.float32):
+    def __init__(self, din, dout, *, norm, norm_last=False, linear=Linear, dtype=jnp.float32):
         self.norm_last = norm_last
         self.norm = norm(dout if norm_last else 4 * din)
-        self.reduction = Linear(4 * din, dout, bias=False, dtype=dtype)
+        self.reduction = linear(4 * din, dout, bias=False, dtype=dtype)
 
     def __call__(self, x, train=None):
         B, H, W, C = x.shape

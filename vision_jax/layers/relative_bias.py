@@ -56,7 +56,7 @@ class ClassRelativeBias(nnx.Module):
         self.window_size, (h, w) = window_size, window_size
         self.relative_position_bias_table = param(((2 * h - 1) * (2 * w - 1) + 3, num_heads), zeros)
 
-    def __call__(self):
+    def __call__(self, train=None):
         return self.relative_position_bias_table[...][class_relative_index(*self.window_size)].transpose(2, 0, 1)
 
     def resample(self, leaf, array):
@@ -132,6 +132,7 @@ class RelativeBiasMlp(nnx.Module):
     Args:
       num_heads: number of heads.
       window_size: (h, w) of the window, in tokens.
+      prefix: tokens before the window's, which gain and give nothing.
       hidden: hidden channels.
       drop: their dropout.
       init, bias_init: initialisers of both maps.
@@ -139,14 +140,15 @@ class RelativeBiasMlp(nnx.Module):
     """
 
     def __init__(
-        self, num_heads, window_size, *, hidden=512, drop=0.0, init=xavier_uniform, bias_init=NEAR_ZERO,
+        self, num_heads, window_size, *, prefix=0, hidden=512, drop=0.0, init=xavier_uniform, bias_init=NEAR_ZERO,
         dtype=jnp.float32,
     ):  # fmt: skip
-        self.window_size = window_size
+        self.window_size, self.prefix = window_size, prefix
         self.mlp = OffsetMlp(hidden, num_heads, drop=drop, init=init, bias_init=bias_init, dtype=dtype)
 
     def __call__(self, train=None):
-        return relative_bias(self.mlp(log_offsets(*self.window_size), train), self.window_size)
+        bias = relative_bias(self.mlp(log_offsets(*self.window_size), train), self.window_size)
+        return jnp.pad(bias, ((0, 0), (self.prefix, 0), (self.prefix, 0))) if self.prefix else bias
 
 
 class OffsetMlp(nnx.Module):

@@ -15,7 +15,8 @@ def resample_positions(table, grid, prefix=0, method="bicubic", antialias=True):
       table: the table.
       grid: (h, w) wanted.
       prefix: number of leading tokens with positions of their own (class token, registers), which are kept.
-      method, antialias: of `jax.image.resize`; "bilinear" without antialiasing is torch's plain `interpolate`.
+      method, antialias: of `jax.image.resize`; "bilinear" without antialiasing is torch's plain `interpolate`. Or a
+        method (map [1, H, W, C], (h, w)) -> map [1, h, w, C], as those of `layers.interpolate`.
 
     Returns:
       The new table, a numpy array; the table itself where its patches make no square.
@@ -31,7 +32,10 @@ def resample_positions(table, grid, prefix=0, method="bicubic", antialias=True):
 def resample_map(table, grid, method="bicubic", antialias=True):
     """The same of positions that lie as a map, [1, H, W, C] -> [1, h, w, C]."""
     wide = np.asarray(table, np.float32)
-    resized = jax.image.resize(wide, (1, *grid, wide.shape[-1]), method, antialias=antialias)
+    if callable(method):
+        resized = method(wide, grid)
+    else:
+        resized = jax.image.resize(wide, (1, *grid, wide.shape[-1]), method, antialias=antialias)
     return np.asarray(resized).astype(table.dtype)
 
 

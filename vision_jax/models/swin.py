@@ -23,7 +23,7 @@ from vision_jax.layers.conv import pair
 from vision_jax.layers.drop import dropout, linear_rates
 from vision_jax.layers.linear import Linear
 from vision_jax.layers.mlp import Mlp
-from vision_jax.layers.norm import LayerNorm
+from vision_jax.layers.norm import LayerNorm, normalise
 from vision_jax.layers.patch import PatchEmbed, PatchMerging
 from vision_jax.layers.stack import Stack
 from vision_jax.layers.window import WindowAttention
@@ -95,14 +95,15 @@ def huggingface(prefix):
 
 
 class SwinStage(nnx.Module):
-    """Patch merging (None in the first stage), then blocks: [B, H, W, Cin] -> [B, H', W', C]."""
+    """Patch merging (None in the first stage), then blocks, then perhaps a norm: [B, H, W, Cin] -> [B, H', W', C]."""
 
-    def __init__(self, downsample, block, rates, scan, remat):
-        self.downsample = downsample
-        self.blocks = Stack(block, rates, period=2, scan=scan, remat=remat)  # plain and shifted windows
+    def __init__(self, downsample, block, rates, *, norm=None, period, scan, remat):
+        self.downsample, self.norm = downsample, norm
+        self.blocks = Stack(block, rates, period=period, scan=scan, remat=remat)
 
     def __call__(self, x, train=None):
-        return self.blocks(self.downsample(x) if self.downsample else x, train)
+        x = self.blocks(self.downsample(x) if self.downsample else x, train)
+        return self.norm(x) if self.norm else x
 
 
 class SwinTransformer(Model):
@@ -113,6 +114,7 @@ class SwinTransformer(Model):
     inert = (r"attn\.qkv\.bias\[1\]$",)
     torch_names: ClassVar = {"timm": TIMM, "official": OFFICIAL, "hf": huggingface("swin")}
     torch_ignore = (r"\.relative_position_index$", r"\.attn_mask$")
+    _linear = Linear
 
     def __init__(self, config):
         c = self.config = config
@@ -124,20 +126,36 @@ class SwinTransformer(Model):
                 downsample, dim = self._merging(dim, 2 * dim), 2 * dim
                 grid = tuple(-(-n // 2) for n in grid)
             block = functools.partial(self._stage_block, i, dim, grid)
-            stages.append(SwinStage(downsample, block, rates, c.scan_blocks, c.remat))
+            run = dict(period=self._period(), scan=c.scan_blocks, remat=c.remat)
+            stages.append(SwinStage(downsample, block, rates, norm=self._stage_norm(i, dim), **run))
             info.append(FeatureInfo(f"stages.{i}", dim, pair(c.patch_size)[0] * 2**i))
         self.stages = nnx.List(stages)
-        self.norm = self._norm(dim)
-        self.head = Linear(dim, c.num_classes, dtype=c.dtype) if c.num_classes else None
+        self.norm = self._last_norm(dim)
+        self.head = self._linear(dim, c.num_classes, dtype=c.dtype) if c.num_classes else None
         self.feature_info = tuple(info)
 
     def _stage_block(self, stage, dim, grid, index):
         """Every second block shifts its windows by half; a window never exceeds the map, and a single one stays."""
-        c = self.config
-        window = pair(c.window_sizes[stage] if c.window_sizes else c.window_size)
+        window = self._window(stage)
         window = tuple(min(w, n) for w, n in zip(window, grid, strict=True))
         shift = tuple(w // 2 if index % 2 and n > w else 0 for w, n in zip(window, grid, strict=True))
         return self._block(stage, dim, window, shift)
+
+    def _window(self, stage):
+        """The window wanted, (height, width) in tokens."""
+        c = self.config
+        return pair(c.window_sizes[stage] if c.window_sizes else c.window_size)
+
+    def _period(self):
+        """Blocks so many apart are of one structure: plain and shifted windows alternate."""
+        return 2
+
+    def _stage_norm(self, stage, dim):
+        """The norm of a stage's last map, or None."""
+
+    def _last_norm(self, dim):
+        """The norm of the last map, or None."""
+        return self._norm(dim)
 
     def _block(self, stage, dim, window, shift):
         c = self.config
@@ -158,7 +176,7 @@ class SwinTransformer(Model):
         """
         self.check_size(images)
         maps = self.run_stages(self.patch_embed(images), train)
-        return [maps[i] for i in self.indices(out_indices)] if pyramid else self.norm(maps[-1])
+        return [maps[i] for i in self.indices(out_indices)] if pyramid else normalise(self.norm, maps[-1])
 
     def forward_head(self, x, train=None):
         """Map [B, H, W, C] -> logits [B, num_classes], or pooled features [B, C] without a head."""

@@ -4,9 +4,9 @@ Swin with three changes that let it grow: each branch is normalised at its end, 
 are cosines times a learned factor a head; and the bias of a relative position is what a small network makes of its
 logarithm, so that weights move to other windows without resampling.
 
-Official repository: microsoft/Swin-Transformer; compared here with timm's `swinv2_*` (its `swinv2_cr_*` is another
-model). As in the released code keys have no bias, the position bias goes through 16 sigmoid, and the extra norms of the
-paper's largest models are left out.
+Official repository: microsoft/Swin-Transformer; compared here with timm's `swinv2_*` (its `swinv2_cr_*` are in
+`swin_v2_cr.py`). As in the released code keys have no bias, the position bias goes through 16 sigmoid, and the extra
+norms of the paper's largest models are left out.
 """
 
 import dataclasses
@@ -79,18 +79,27 @@ class CosineWindowAttention(nnx.Module):
         self.proj = Linear(dim, dim, dtype=dtype)
 
     def __call__(self, x, train=None):
-        q, k, v = self.qkv(pad_to_windows(x, self.window_size, self.shift))
-        q, v = (y + b[...].astype(y.dtype).reshape(y.shape[3:]) for y, b in ((q, self.q_bias), (v, self.v_bias)))
-        log_scale = self.logit_scale[:, 0, 0].astype(jnp.promote_types(x.dtype, jnp.float32))
+        q, k, v = self.project(pad_to_windows(x, self.window_size, self.shift))
+        log_scale = self.logit_scale[...].reshape(-1).astype(jnp.promote_types(x.dtype, jnp.float32))
         scale = jnp.exp(jnp.minimum(log_scale, math.log(100)))  # tau is at least 0.01
         attend = functools.partial(
-            window_attention, unit(q), unit(k), window_size=self.window_size, shift=self.shift, bias=self.cpb_mlp(),
-            scale=scale,
+            window_attention, unit(q), unit(k), window_size=self.window_size, shift=self.shift,
+            bias=self.position_bias(train), scale=scale,
         )  # fmt: skip
         offer(self, "probabilities", lambda: window_probabilities(attend, q, x.shape[1:3]))
         out = attend(v)
         out = crop_windows(out, x.shape[1:3], self.shift)
         return dropout(self.proj(out.reshape(x.shape)), self.proj_drop, train)
+
+    def project(self, x):
+        """Queries, keys and values, [B, H, W, heads, head_dim] each; keys have no bias."""
+        q, k, v = self.qkv(x)
+        q, v = (y + b[...].astype(y.dtype).reshape(y.shape[3:]) for y, b in ((q, self.q_bias), (v, self.v_bias)))
+        return q, k, v
+
+    def position_bias(self, train=None):
+        """What the scores gain, [heads, N, N]."""
+        return self.cpb_mlp()
 
 
 class ContinuousBias(nnx.Module):

@@ -12,9 +12,10 @@ bias. Official repository: baaivision/EVA; compared here with timm's, as is what
   et al., 2026, arXiv:2607.05247) and EUPE are the same networks with other weights.
 - Perception Encoder (Bolya et al., 2025, arXiv:2504.13181): rotary positions that count columns first, a norm before
   the first block, pooling by attention. Official: facebookresearch/perception_models.
+- Sapiens2 (2026, arXiv:2604.21681): see `sapiens2.py`.
 """
 
-from vision_jax.models.eva import variants  # noqa: F401, registers them
+from vision_jax.models.eva import sapiens2, variants  # noqa: F401, registers them
 from vision_jax.models.eva.model import Eva, EvaConfig
 
 __all__ = ["Eva", "EvaConfig"]

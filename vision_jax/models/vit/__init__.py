@@ -18,10 +18,12 @@ runs over the tokens. Official repository: google-research/vision_transformer; c
   follow the branches, as Swin V2's.
 - AIMv2 (Fini et al., 2024, arXiv:2411.14402): norms that only rescale, gated networks, no biases. Official:
   apple/ml-aim.
+- ViTs of wider blocks and of differential attention, in `parallel.py`; C-RADIO's (Ranzinger et al., 2024,
+  arXiv:2312.06709), in `radio.py`.
 - EVA's large models (Fang et al., 2022, arXiv:2211.07636), which are plain ViTs; the others are in `models/eva`.
 """
 
-from vision_jax.models.vit import aimv2, clip, variants  # noqa: F401, registers them
+from vision_jax.models.vit import aimv2, clip, parallel, radio, variants  # noqa: F401, registers them
 from vision_jax.models.vit.model import VisionTransformer, ViTConfig, settle
 
 __all__ = ["ViTConfig", "VisionTransformer", "settle"]

@@ -23,10 +23,10 @@ from vision_jax.layers.resample import resample_positions
 from vision_jax.layers.stack import Stack
 from vision_jax.models.base import FeatureInfo, Model, ModelConfig, block_groups, patch_grid
 from vision_jax.models.vit.dialects import BIG_VISION, HF, HF_MODULES
-from vision_jax.parameters import Constant, Normal, ones, param, trunc_normal
+from vision_jax.parameters import Constant, Normal, ones, param, trunc_normal, zeros
 from vision_jax.registry import check
 
-_ACT = {"gelu": gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu}
+ACT = {"gelu": gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ class ViTConfig(ModelConfig):
             ("global_pool", ("token", "avg", "map")),
             ("position", ("learned", "sincos2d", "none")),
             ("mlp", ("mlp", "swiglu")),
-            ("act", tuple(_ACT)),
+            ("act", tuple(ACT)),
         ):
             given = getattr(self, field)
             check(given in allowed, f"{field}={given!r}: one of {', '.join(map(repr, allowed))}")
@@ -119,6 +119,7 @@ class VisionTransformer(Model):
     torch_names: ClassVar = {"timm": (), "hf": HF, "hf_modules": HF_MODULES}
     linen_names: ClassVar = {"big_vision": BIG_VISION}
     token_init, head_init = Normal(1e-6), trunc_normal  # of the class token and registers, of the head
+    head_bias_init = zeros
     pool_all = False  # whether "map" pools the tokens before the patches too
 
     def __init__(self, config):
@@ -138,20 +139,19 @@ class VisionTransformer(Model):
 
         self.norm_pre = norm(dim) if c.pre_norm else None
         (rates,) = linear_rates(c.drop_path_rate, (c.depth,))
-        self.blocks = Stack(self.make_block, rates, scan=c.scan_blocks, remat=c.remat)
+        self.blocks = Stack(self.make_block, rates, runs=self.runs(), scan=c.scan_blocks, remat=c.remat)
         pooled_first = c.global_pool == "avg" if c.fc_norm is None else c.fc_norm
         self.norm = norm(dim) if c.final_norm and not pooled_first else None
         self.fc_norm = norm(dim) if c.final_norm and pooled_first else None
         hidden = int(dim * (c.pool_mlp_ratio or c.mlp_ratio))
         self.attn_pool = (
-            AttentionPoolLatent(dim, c.pool_heads or c.num_heads, hidden, norm=norm, act=_ACT[c.act], **kw)
+            AttentionPoolLatent(dim, c.pool_heads or c.num_heads, hidden, norm=norm, act=ACT[c.act], **kw)
             if c.global_pool == "map"
             else None
         )
-        self.head = Linear(dim, c.num_classes, init=self.head_init, **kw) if c.num_classes else None
-        self.head_dist = (
-            Linear(dim, c.num_classes, init=self.head_init, **kw) if c.num_classes and c.distilled else None
-        )
+        head = functools.partial(Linear, dim, c.num_classes, init=self.head_init, bias_init=self.head_bias_init, **kw)
+        self.head = head() if c.num_classes else None
+        self.head_dist = head() if c.num_classes and c.distilled else None
         reduction = pair(c.patch_size)[0]
         self.feature_info = tuple(FeatureInfo(f"blocks.{i}", dim, reduction) for i in range(c.depth))
 
@@ -174,8 +174,15 @@ class VisionTransformer(Model):
             c.embed_dim, attn=attn, mlp=mlp, norm=norm, norm_last=c.norm_last, layer_scale=scale, dtype=c.dtype
         )
 
+    def runs(self):
+        """The lengths of runs of blocks of one structure, where the blocks differ, or None."""
+
     def block_inputs(self):
         """What each block gets beside the tokens: a tree of arrays with a leading axis of blocks, or None."""
+
+    def block_context(self, train=None):
+        """What all blocks get beside the tokens, arrays, before what each gets of its own."""
+        return ()
 
     def make_attention(self, index):
         """Its token mixer."""
@@ -193,7 +200,7 @@ class VisionTransformer(Model):
         hidden = int(c.embed_dim * c.mlp_ratio)
         if c.mlp == "swiglu":
             return GatedMlp(c.embed_dim, hidden // 2, **kw)
-        return Mlp(c.embed_dim, hidden, act=_ACT[c.act], **kw)
+        return Mlp(c.embed_dim, hidden, act=ACT[c.act], **kw)
 
     def forward_features(self, images, train=None, pyramid=False, out_indices=None):
         """Images [B, H, W, C] -> tokens [B, prefix + N, C]: the class token, DeiT's second, registers, the patches.
@@ -218,10 +225,11 @@ class VisionTransformer(Model):
             x = jnp.concatenate([jnp.broadcast_to(tokens, (B, self.prefix, C)), x], axis=1)
         x = dropout(x, self.config.pos_drop_rate, train)
         x = self.norm_pre(x) if self.norm_pre else x
+        context = self.block_context(train)
         if pyramid:
-            _, maps = self.blocks(x, train, each=self.block_inputs(), collect=self.indices(out_indices))
+            _, maps = self.blocks(x, train, *context, each=self.block_inputs(), collect=self.indices(out_indices))
             return [m[:, self.prefix :].reshape(B, H, W, C) for m in maps]
-        x = self.blocks(x, train, each=self.block_inputs())
+        x = self.blocks(x, train, *context, each=self.block_inputs())
         return self.norm(x) if self.norm else x
 
     def forward_head(self, x, train=None):
@@ -243,4 +251,6 @@ class VisionTransformer(Model):
 
     def layer_groups(self):
         """(pattern, group) for layer-wise decay: the embedding, each block, the head."""
-        return block_groups(r"^(patch_embed|(cls|dist|reg)_token|pos_embed|norm_pre|rope)", {"blocks": self.blocks})
+        return block_groups(
+            r"^(patch_embed|(cls|dist|reg)_token|pos_embed|norm_pre|rope|shared_rel_pos)", {"blocks": self.blocks}
+        )

@@ -73,7 +73,8 @@ def _has_table(module):
 
 def _bias(module):
     if isinstance(module, OF_WINDOWS):
-        return by_offset(module(), module.window_size)
+        prefix = getattr(module, "prefix", 0)
+        return by_offset(module()[:, prefix:, prefix:], module.window_size)
     if not _has_table(module):
         return None
     if isinstance(module, NeighborhoodAttention):
