@@ -36,9 +36,9 @@ def built(module, name, size):
     """Names and shapes, parameters and multiply-adds of `module.create_model(name)` for images [3, H, W]."""
     with torch.device("meta"), _linspace_on_host():
         model = importlib.import_module(module).create_model(name).eval().requires_grad_(False)
-    for module in model.modules():
-        if hasattr(module, "lambda_q1"):
-            module.fused_attn = False  # one product of the difference with the values, not two
+    for layer in model.modules():
+        if hasattr(layer, "lambda_q1"):
+            layer.fused_attn = False  # one product of the difference with the values, not two
     with _lookups_uncounted(), FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.empty(1, 3, *size, device="meta"))
     return {

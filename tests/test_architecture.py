@@ -39,13 +39,8 @@ MAX_LINES = {"vision_jax/models": 400, "vision_jax/layers": 250, "configs": 120}
 MAX_LINES_ELSEWHERE = 500
 
 SHARED = (["base"], ["conv_attention"], ["inverted_residuals"])  # parts of models, no families
-REVISES = {  # models that change a part of another family's
-    "vitamin": "vit",
-    "beit": "vit",
-    "eva": "vit",
-    "vit_relpos": "vit",
-    "swin_v2_cr": "swin_v2",
-}
+# models that change a part of another family's
+REVISES = {"vitamin": "vit", "beit": "vit", "eva": "vit", "vit_relpos": "vit", "swin_v2_cr": "swin_v2"}
 
 
 def module_of(path):

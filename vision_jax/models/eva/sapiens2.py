@@ -2,8 +2,8 @@
 
 DINOv3's positions, norms that only rescale, also of queries and keys, gated networks, and in the blocks between the
 first and the last ones fewer heads of keys and values than of queries. Attention alone has a layer scale. Official
-repository: facebookresearch/sapiens2, whose code takes the positions' sines in bfloat16; here as in timm in float32.
-Training's random scaling of the positions is not here, nor in timm's models.
+repository: facebookresearch/sapiens2, whose code takes the positions' sines in bfloat16; here as in timm in float32. In
+training timm's models scale the positions by a random factor up to 2; here they stay as they are.
 """
 
 import dataclasses
