@@ -92,7 +92,7 @@ def rank_augmented_attention(q, k, v, **options):
     wide = jnp.promote_types(q.dtype, jnp.float32)
     q, k = (jax.nn.elu(x.astype(wide)) + 1 for x in (q, k))
     scores = jnp.einsum("bhd,bxyhd->bxyhd", q.mean((1, 2)), k).sum(-1, keepdims=True) * q.shape[-1] ** -0.5
-    k = k * jax.nn.softmax(scores, axis=(1, 2)) * tokens
+    k = k * (jax.nn.softmax(scores, axis=(1, 2)) * tokens)
     q, k = q.astype(v.dtype), k.astype(v.dtype)
     rotary = tuple(axis_angles(size, frequencies(q.shape[-1])) for size in q.shape[1:3])
     # the reference adds 1e-6 to the divisor's mean over the tokens, not to its sum
