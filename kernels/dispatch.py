@@ -8,9 +8,9 @@ import jax
 
 from vision_jax.errors import InputError, unknown
 
-# Run by name only. GPU kernels are lowered for an H200 and interpreted, but have not run on one; the interpreter is
-# given other products than the tensor cores'.
-BY_NAME = ("gpu",)
+# Kernels that run by name only, and why. Those for GPUs are lowered for an H200 and interpreted, but have not run on
+# one; the interpreter is given other products than the tensor cores'.
+BY_NAME = {"gpu": "it has not been tried on this hardware"}
 
 _explained = contextvars.ContextVar("explained", default=None)
 _interpret = contextvars.ContextVar("interpret", default=False)
@@ -38,16 +38,17 @@ def device():
     return platform, jax.devices()[0].device_kind
 
 
-def choose(operator, shape, implementation, refusals):
+def choose(operator, shape, implementation, refusals, by_name=None):
     """The implementation of one call.
 
     Args:
       operator: its name, for messages.
       shape: of the queries, on one device.
       implementation: the caller's wish, "xla" or a kernel; or None: the kernel of the device where it takes the call,
-        but none of `BY_NAME`; else XLA.
+        and not by name only; else XLA.
       refusals: for each kernel that there is, "tpu" or "gpu", a function that tells why it does not take these shapes
         and options, or gives None where it does; called where the answer matters.
+      by_name: {kernel: why it takes this call only where it is named, or None}, beside `BY_NAME`.
 
     Returns:
       "xla", "tpu" or "gpu".
@@ -59,13 +60,13 @@ def choose(operator, shape, implementation, refusals):
         raise unknown(f"implementation of {operator}", implementation, ("xla", *refusals))
     platform, kind = device()
     asked = _explained.get() is not None
-    reasons = {}
+    reasons, by_name = {}, (by_name or {}) | BY_NAME
     for name, refusal in refusals.items():
         reason = _elsewhere(name, platform, kind)
         if asked or name == implementation or not reason:  # what the call is matters more than where
             reason = refusal() or reason
-        if not reason and implementation is None and name in BY_NAME:
-            reason = f"by implementation={name!r} only: it has not been tried on this hardware"
+        if not reason and implementation is None and by_name.get(name):
+            reason = f"by implementation={name!r} only: {by_name[name]}"
         reasons[name] = reason
     refused = {name: reason for name, reason in reasons.items() if reason}
     chosen = implementation or next((name for name in refusals if name == platform and name not in refused), "xla")

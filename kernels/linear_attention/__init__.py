@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from vision_jax.kernels import dispatch
-from vision_jax.kernels.linear_attention import fast_path, head_packs, xla
+from vision_jax.kernels.linear_attention import fast_path, head_packs, rotary_tables, token_tiles, xla
 from vision_jax.kernels.linear_attention.chunks import Chunks
 from vision_jax.kernels.linear_attention.head_packs import HeadPacks
-from vision_jax.kernels.linear_attention.token_tiles import TokenTiles
 from vision_jax.kernels.packed_heads import Heads
+from vision_jax.kernels.rotation import grid_angles, rotate
 
 from vision_jax.errors import InputError
 from vision_jax.mesh import local_shape, over_mesh, split_axes
@@ -20,8 +20,8 @@ TOKENS = ("batch", None, "heads", None)  # what splits the dimensions of tokens 
 
 
 def linear_attention(
-    q, k, v, *, log_decay=None, causal=False, reverse=False, normalizer=None, epsilon=0.0, initial_state=None,
-    return_state=False, chunk_size=None, implementation=None,
+    q, k, v, *, log_decay=None, causal=False, reverse=False, normalizer=None, rotary=None, epsilon=0.0,
+    initial_state=None, return_state=False, chunk_size=None, implementation=None,
 ):  # fmt: skip
     """Attention without softmax, at a cost linear in the tokens (Katharopoulos et al., 2020, arXiv:2006.16236).
 
@@ -44,14 +44,19 @@ def linear_attention(
       reverse: run from the last token to the first: token n sees itself and what follows. Needs causal.
       normalizer: what the result is divided by. None: nothing (retention, SSD, gated). True: the sum of the weights
         q_n . k_m, decayed alike. (qn, kn), of the shapes of q and k: that of qn_n . kn_m, where other features weigh
-        than are summed (RALA's rotate q and k alone). A token whose divisor is 0 gives 0, with gradient 0.
+        than are summed. A token whose divisor is 0 gives 0, with gradient 0.
+      rotary: angles by which q and k are turned where they are summed and read, not where they normalise (RoFormer: Su
+        et al., 2021, arXiv:2104.09864, equation 19): for each axis of the tokens an array [size, pairs], in radians. A
+        pair is two neighbouring channels; the first axis turns the first pairs, and all axes together head_dim / 2.
+        They are constants, known while JAX traces, and have no gradient: to ask for one is an error.
       epsilon: added to that divisor.
       initial_state: the state before the first token (the last, if reversed), [B, heads, head_dim, value_dim]; with a
         normalizer a pair of that and the sum of the keys [B, heads, head_dim].
       return_state: return the state after the last token (the first, if reversed) too, in the form of initial_state.
       chunk_size: tokens whose pairs are formed at once in the causal form; None chooses. Results do not depend on it.
-      implementation: "xla", "tpu" or "gpu"; None is the TPU's kernel there, where it takes the call, else XLA
-        (`vision_jax.kernels.explain` says which and why). The kernels for sm_90 GPUs have not run on one yet: by name.
+      implementation: "xla", "tpu" or "gpu"; None is the TPU's kernel there, where it takes the call and is causal or
+        rotates, else XLA (`vision_jax.kernels.explain` says which and why). By name only: the TPU's kernel where a call
+        does neither, for XLA may move less; the kernels for sm_90 GPUs, which have not run on one yet.
 
     Returns:
       [B, N, heads, value_dim] (or with q's spatial axes) in v's dtype; or (that, state). States are at least float32.
@@ -67,23 +72,31 @@ def linear_attention(
     _check_decay(q, log_decay)
     _check_normalizer(q, k, normalizer, epsilon)
     _check_state(q, v, normalizer, initial_state)
+    rotary = None if rotary is None else rotary_tables.check(q, rotary)
     names = ("batch", *(None,) * (q.ndim - 3), "heads", None)
     axes = split_axes({"batch": [q.shape[0]], "heads": [x.shape[-2] for x in (q, k, v)]})
     local = local_shape(q.shape, names, axes)
+    heads, tokens = Heads(*local[-2:]), math.prod(local[1:-2])
+    plain = (q, k) if normalizer is True else normalizer
     given = dict(
-        causal=causal, log_decay=log_decay, normalizer=normalizer, epsilon=epsilon,
+        causal=causal, log_decay=log_decay, normalizer=normalizer if rotary is None else plain, epsilon=epsilon,
         has_state=initial_state is not None or return_state, chunk_size=chunk_size,
     )  # fmt: skip
     kernels = {"tpu": fast_path, "gpu": head_packs}
     refusals = {name: functools.partial(kernel.refusal, q, k, v, local, **given) for name, kernel in kernels.items()}
-    chosen = dispatch.choose("linear_attention", local, implementation, refusals)
+    rotates = rotary is not None and not causal and token_tiles.rotates(tokens, len(rotary[-1]), heads)
+    by_name = {"tpu": fast_path.only_by_name(causal, rotates)}
+    chosen = dispatch.choose("linear_attention", local, implementation, refusals, by_name)
+    if rotary is not None and not (rotates and chosen == "tpu"):
+        angles, normalizer, rotary = grid_angles(rotary), plain, None
+        q, k = rotate(q, angles), rotate(k, angles)
     if chosen == "xla":
         out, state = xla.linear_attention(
             q, k, v, log_decay=log_decay, causal=causal, reverse=reverse, normalizer=normalizer, epsilon=epsilon,
             initial_state=initial_state, chunk_size=chunk_size,
         )  # fmt: skip
         return (out, state) if return_state else out
-    layout = local[0], math.prod(local[1:-2]), Heads(*local[-2:])
+    layout = local[0], tokens, heads
     # Kernels are imported where one runs: Pallas takes its time, and not every build of JAX has Mosaic GPU.
     if causal and chosen == "gpu":
         from vision_jax.kernels.linear_attention import gpu_causal
@@ -101,7 +114,8 @@ def linear_attention(
     else:
         from vision_jax.kernels.linear_attention import tpu
 
-        attend = functools.partial(tpu.linear_attention, tiles=TokenTiles(*layout))
+        tables, row = (rotary_tables.tables(rotary, heads), len(rotary[-1])) if rotary is not None else (None, 0)
+        attend = functools.partial(tpu.linear_attention, tables=tables, tiles=token_tiles.TokenTiles(*layout, row))
     if causal:
         return _causal(attend, q, k, v, log_decay, normalizer, initial_state, return_state, axes)
     return _global(attend, q, k, v, normalizer, epsilon, axes)

@@ -32,6 +32,20 @@ def refusal(q, k, v, shape, *, causal, log_decay, normalizer, epsilon, has_state
     return "a state without causal: through XLA only" if has_state else None
 
 
+def only_by_name(causal, rotates):
+    """Why a call that the kernel takes gets it by its name only, or None.
+
+    The non-causal form is two products with a small state. XLA fuses them with the features and projections around
+    them, as nothing can be fused with a kernel: some of the compiled blocks of models (docs/benchmarks.md) move fewer
+    bytes across HBM so. Where queries and keys are rotated, XLA writes rotated copies, and moves twice as many bytes.
+
+    Args:
+      causal: as the public function takes it.
+      rotates: whether the kernel rotates.
+    """
+    return None if causal or rotates else "all see all and nothing is rotated in the kernel, so that XLA may move less"
+
+
 def _causal(heads, log_decay, normalizer, chunk_size):
     if normalizer is not None and normalizer is not True:
         return "causal with a normalizer (qn, kn): through XLA only"

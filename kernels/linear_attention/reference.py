@@ -4,8 +4,9 @@ import numpy as np
 
 
 def linear_attention(
-    q, k, v, *, log_decay=None, causal=False, reverse=False, normalizer=None, epsilon=0.0, initial_state=None
-):
+    q, k, v, *, log_decay=None, causal=False, reverse=False, normalizer=None, rotary=None, epsilon=0.0,
+    initial_state=None,
+):  # fmt: skip
     """The definition. Arguments are those of the public function; float64 inside.
 
     Token by token the state, and with a normalizer the sum of its keys, is decayed and takes in the token; causally
@@ -16,6 +17,7 @@ def linear_attention(
     """
     heads, spatial = q.shape[-2], q.shape[1:-2]
     qn, kn = (q, k) if normalizer in (None, True) else normalizer
+    q, k = (x if rotary is None else _rotated(np.asarray(x, np.float64), rotary) for x in (q, k))
     q, k, v, qn, kn = (_tokens(x, heads) for x in (q, k, v, qn, kn))
     B, N, _, dim = q.shape
     decay = np.zeros((B, N, heads, dim)) if log_decay is None else np.asarray(log_decay, np.float64)
@@ -39,6 +41,16 @@ def linear_attention(
         out = np.divide(out, divisor, out=np.zeros_like(out), where=divisor != 0)
     out = out.reshape(B, *spatial, heads, -1)
     return out, (sums if normalizer is None else (sums, keys))
+
+
+def _rotated(x, rotary):
+    """[B, *spatial, heads, head_dim]: a pair of channels is a complex number, times exp(i angle) of its axis."""
+    pairs, first = x[..., 0::2] + 1j * x[..., 1::2], 0
+    for axis, angles in enumerate(rotary):
+        for place, turns in enumerate(np.exp(1j * np.asarray(angles))):
+            np.moveaxis(pairs, 1 + axis, 0)[place][..., first : first + len(turns)] *= turns
+        first += len(turns)
+    return np.stack([pairs.real, pairs.imag], axis=-1).reshape(x.shape)
 
 
 def _tokens(x, heads):

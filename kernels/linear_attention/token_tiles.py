@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax.numpy as jnp
 from vision_jax.kernels import tile_table
@@ -15,33 +16,53 @@ CANDIDATES = (256, 512, 1024, 2048, 4096)  # tokens of a tile that tuning tries
 BLOCKS = 10  # of a step of the backward pass
 
 
+def rotates(tokens, row, heads):
+    """Whether tiles can take whole rows of a map, for the kernel to rotate; all tokens are one row along one axis."""
+    most = TILE // heads.padded
+    return tokens <= most or _unit(row) <= most
+
+
+def _unit(row):
+    """What the tokens of a tile are a multiple of."""
+    return math.lcm(SUBLANES, row or 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class TokenTiles:
     """The layout of a call: a grid step takes a tile of the tokens of `step_images` images, [images, tile, lanes].
 
-    `tile`: tokens of a tile, all, or a divisor, or what leaves a tail.
+    `row`: tokens of a row of the map, where the kernel rotates: a tile then takes whole rows. `tile`: tokens of a tile,
+    all, or a divisor, or what leaves a tail.
     """
 
     batch: int
     tokens: int
     heads: Heads
+    row: int = 0
     tile: int = dataclasses.field(init=False)
 
     def __post_init__(self):
-        call = self.tokens, self.heads.head_dim
+        call = (self.tokens, self.heads.head_dim, self.row)[: 2 + (self.row > 0)]
         tile = tile_table.choose("linear_attention.tpu", call, self._rule(), self._candidates)
         object.__setattr__(self, "tile", tile)
 
     def _candidates(self):
-        return [n for n in CANDIDATES if n < self.tokens] + [self.tokens] * (self.tokens <= CANDIDATES[-1])
+        parts = [n for n in CANDIDATES if n < self.tokens and n % (self.row or 1) == 0]
+        return parts + [self.tokens] * (self.tokens <= CANDIDATES[-1])
 
     def _rule(self):
         most = TILE // self.heads.padded
         if self.tokens <= most:
             return self.tokens
-        most -= most % SUBLANES
-        divisors = (n for n in range(most, most // 4, -SUBLANES) if self.tokens % n == 0)
-        return next(divisors, most // 2)
+        unit = _unit(self.row)
+        most -= most % unit
+        divisors = (n for n in range(most, most // 4, -unit) if self.tokens % n == 0)
+        return next(divisors, most // 2 // unit * unit or unit)
+
+    @property
+    def rows(self):
+        """Rows of a tile."""
+        return self.tile // self.row
 
     @property
     def tiles(self):
@@ -65,7 +86,8 @@ class TokenTiles:
 
     def vmem(self, itemsize):
         """Bytes that a step of the backward pass takes: its blocks twice, because the next are fetched meanwhile."""
-        return 2 * BLOCKS * self.step_images * self.tile * self.heads.padded * itemsize
+        tables = 2 * (8 * self.rows + self.row) * 4 if self.row else 0  # a row lies in the 8 of a register
+        return 2 * self.heads.padded * (BLOCKS * self.step_images * self.tile * itemsize + tables)
 
     def grid(self, phases):
         """(blocks of lanes, steps over the batch, phases, tiles): each phase goes through the tokens once."""

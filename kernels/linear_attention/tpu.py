@@ -3,47 +3,52 @@
 A call sums keys times values over the tokens, then goes through the tokens again and applies the sum, which never
 leaves the chip. The backward pass sums as the forward does, then reads the queries and sums their share of the state's
 gradient, then gives keys and values theirs; the operands are the only residuals. Which blocks of a tensor a phase does
-not use stay where they are, so that each tensor is read once forward, and backward keys and values twice.
+not use stay where they are, so that each tensor is read once forward, and backward keys and values twice. Rotated
+queries and keys are made of the plain ones in each phase that needs them, and their gradients turned back.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from vision_jax.kernels import dispatch, limits
-from vision_jax.kernels.linear_attention import packed_states
+from vision_jax.kernels.linear_attention import packed_states, rotary_tables
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
-def linear_attention(q, k, v, qn, kn, normalized, epsilon, tiles):
-    """q, k, v [B, N, heads, head_dim]; qn, kn of the same shape, or None where q and k normalise, if `normalized`."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
+def linear_attention(q, k, v, qn, kn, tables, normalized, epsilon, tiles):
+    """q, k, v [B, N, heads, head_dim]; qn, kn of the same shape, or None where q and k normalise, if `normalized`.
+
+    `tables`: of `rotary_tables.tables`, constants, by which q and k are turned where they do not normalise; or None.
+    """
     phases = dict(k=(1, 0), v=(1, 0), kn=(1, 0), q=(0, 1), qn=(0, 1), out=(0, 1))
     operands = dict(k=k, v=v, kn=kn, q=q, qn=qn)
-    return _call(_forward_kernel, phases, operands, dict(out=q), normalized, epsilon, tiles)["out"]
+    return _call(_forward_kernel, phases, operands, dict(out=q), tables, normalized, epsilon, tiles)["out"]
 
 
-def _forward(q, k, v, qn, kn, normalized, epsilon, tiles):
-    return linear_attention(q, k, v, qn, kn, normalized, epsilon, tiles), (q, k, v, qn, kn)
+def _forward(q, k, v, qn, kn, tables, normalized, epsilon, tiles):
+    return linear_attention(q, k, v, qn, kn, tables, normalized, epsilon, tiles), (q, k, v, qn, kn, tables)
 
 
 def _backward(normalized, epsilon, tiles, residuals, d_out):
-    q, k, v, qn, kn = residuals
+    q, k, v, qn, kn, tables = residuals
     queries, keys = (0, 1, 0), (1, 0, 1)
     phases = dict(k=keys, v=keys, kn=(1, 0, 0), q=queries, qn=queries, d_out=queries)
     phases |= dict(dq=queries, dqn=queries, dk=(0, 0, 1), dv=(0, 0, 1), dkn=None)
     operands, results = dict(k=k, v=v, kn=kn, q=q, qn=qn, d_out=d_out), dict(dq=q, dqn=qn, dk=k, dv=v, dkn=kn)
-    out = _call(_backward_kernel, phases, operands, results, normalized, epsilon, tiles)
+    out = _call(_backward_kernel, phases, operands, results, tables, normalized, epsilon, tiles)
     if kn is not None:
         out["dkn"] = jnp.broadcast_to(out["dkn"], kn.shape).astype(kn.dtype)
-    return tuple(out.get(name) for name in ("dq", "dk", "dv", "dqn", "dkn"))
+    return *(out.get(name) for name in ("dq", "dk", "dv", "dqn", "dkn")), None
 
 
 linear_attention.defvjp(_forward, _backward)
 
 
-def _call(kernel, phases, operands, results, normalized, epsilon, tiles):
+def _call(kernel, phases, operands, results, tables, normalized, epsilon, tiles):
     """A kernel over named tensors.
 
     Args:
@@ -51,7 +56,7 @@ def _call(kernel, phases, operands, results, normalized, epsilon, tiles):
       phases: for each tensor in which phases it is used; None for a result of one row an image, float32.
       operands: {name: array, or None where absent}.
       results: {name: what it is shaped like, or None where absent}.
-      normalized, epsilon, tiles: as `linear_attention` takes them.
+      tables, normalized, epsilon, tiles: as `linear_attention` takes them.
 
     Returns:
       {name: result}.
@@ -67,17 +72,25 @@ def _call(kernel, phases, operands, results, normalized, epsilon, tiles):
     def shape(name):
         return jax.ShapeDtypeStruct(*(((B, N, C), q.dtype) if phases[name] else ((B, 1, C), jnp.float32)))
 
+    names, specs = list(operands), [spec(name) for name in operands]
+    arrays = [x.reshape(B, N, C) for x in operands.values()]
+    moved = sum(map(sum, [phases[name] or () for name in (*operands, *results)])) * q.nbytes
+    if tables is not None:
+        names, arrays = [*names, "rows", "columns"], [*arrays, *tables]
+        specs.append(pl.BlockSpec((2, tiles.rows, 1, heads.lanes), lambda group, images, phase, tile: (0, tile, 0, 0)))
+        specs.append(pl.BlockSpec((2, tiles.row, heads.lanes), lambda group, images, phase, tile: (0, 0, 0)))
+        moved += tables[0].nbytes * math.prod(tiles.grid(count)[:3]) + tables[1].nbytes
+
     def body(*refs):
-        names = [*operands, *results]
-        at = pl.program_id(2), pl.program_id(3)
-        kernel(tiles, normalized, epsilon, at, dict(zip(names, refs, strict=False)), refs[len(names) :])
+        at, count = (pl.program_id(2), pl.program_id(3)), len(names) + len(results)
+        kernel(tiles, normalized, epsilon, at, dict(zip([*names, *results], refs, strict=False)), refs[count:])
 
     state = pltpu.VMEM((tiles.step_images, packed_states.rows(heads), heads.lanes), jnp.float32)
     total = pltpu.VMEM((tiles.step_images, 1, heads.lanes), jnp.float32)
     out = pl.pallas_call(
         body,
         grid=tiles.grid(count),
-        in_specs=[spec(name) for name in operands],
+        in_specs=specs,
         out_specs=[spec(name) for name in results],
         out_shape=[shape(name) for name in results],
         scratch_shapes=[state, total] * (2 if backward else 1),
@@ -88,11 +101,11 @@ def _call(kernel, phases, operands, results, normalized, epsilon, tiles):
         cost_estimate=pl.CostEstimate(
             flops=2 * B * N * C * heads.head_dim * (6 if backward else 2),
             transcendentals=0,
-            bytes_accessed=sum(map(sum, [phases[name] or () for name in (*operands, *results)])) * q.nbytes,
+            bytes_accessed=moved,
         ),
         interpret=dispatch.interpret(),
         name="linear_attention_backward" if backward else "linear_attention",
-    )(*(x.reshape(B, N, C) for x in operands.values()))
+    )(*arrays)
 
     def heads_of(x):
         return x.reshape(*x.shape[:2], heads.count, heads.head_dim)
@@ -113,7 +126,7 @@ def _forward_kernel(tiles, normalized, epsilon, at, refs, scratch):
     @pl.when(phase == 1)
     def _():
         q = refs["q"][...]
-        out = packed_states.apply(tiles.heads, q, state)
+        out = packed_states.apply(tiles.heads, _turned(refs, q), state)
         if normalized:
             qn = refs["qn"][...] if "qn" in refs else q
             out = out * _inverse(tiles, qn, total, epsilon)
@@ -131,12 +144,13 @@ def _backward_kernel(tiles, normalized, epsilon, at, refs, scratch):
 
     @pl.when(phase == 1)
     def _():
-        q, d_out = (_tokens(tiles, tile, refs[name]) for name in ("q", "d_out"))
+        plain, q, d_out = _tokens(tiles, tile, refs, "q", "turned q", "d_out")
         dq = packed_states.apply(heads, d_out, state, transposed=True)
+        dqn = 0.0
         if not normalized:
             packed_states.add(heads, d_state, q, d_out)
         else:
-            qn = _tokens(tiles, tile, refs["qn"]) if "qn" in refs else q
+            qn = _tokens(tiles, tile, refs, "qn")[0] if "qn" in refs else plain
             inverse = _inverse(tiles, qn, total, epsilon)
             dq = dq * inverse
             packed_states.add(heads, d_state, q.astype(jnp.float32) * inverse, d_out)
@@ -145,10 +159,8 @@ def _backward_kernel(tiles, normalized, epsilon, at, refs, scratch):
             d_total[...] += jnp.sum(d_divisor * qn.astype(jnp.float32), 1, keepdims=True)
             dqn = d_divisor * total[...]
             if "dqn" in refs:
-                refs["dqn"][...] = dqn.astype(q.dtype)
-            else:
-                dq = dq + dqn
-        refs["dq"][...] = dq.astype(q.dtype)
+                refs["dqn"][...], dqn = dqn.astype(q.dtype), 0.0
+        refs["dq"][...] = (_turned_back(refs, dq, q.dtype) + dqn).astype(q.dtype)
 
         @pl.when(tile == tiles.tiles - 1)
         def _():
@@ -159,11 +171,11 @@ def _backward_kernel(tiles, normalized, epsilon, at, refs, scratch):
     @pl.when(phase == 2)
     def _():
         k, v = refs["k"][...], refs["v"][...]
-        dk = packed_states.apply(heads, v, d_state, transposed=True)
+        dk = _turned_back(refs, packed_states.apply(heads, v, d_state, transposed=True), k.dtype)
         if normalized and "kn" not in refs:
             dk = dk + d_total[...]
         refs["dk"][...] = dk.astype(k.dtype)
-        refs["dv"][...] = packed_states.apply(heads, k, d_state).astype(k.dtype)
+        refs["dv"][...] = packed_states.apply(heads, _turned(refs, k), d_state).astype(k.dtype)
 
 
 def _sum_keys(tiles, normalized, tile, refs, state, total):
@@ -171,10 +183,10 @@ def _sum_keys(tiles, normalized, tile, refs, state, total):
     def _():
         _clear(state, total)
 
-    k, v = (_tokens(tiles, tile, refs[name]) for name in ("k", "v"))
+    plain, k, v = _tokens(tiles, tile, refs, "k", "turned k", "v")
     packed_states.add(tiles.heads, state, k, v)
     if normalized:
-        kn = _tokens(tiles, tile, refs["kn"]) if "kn" in refs else k
+        kn = _tokens(tiles, tile, refs, "kn")[0] if "kn" in refs else plain
         total[...] += jnp.sum(kn.astype(jnp.float32), 1, keepdims=True)
 
     @pl.when(tile == tiles.tiles - 1)
@@ -189,8 +201,22 @@ def _inverse(tiles, qn, total, epsilon):
     )
 
 
-def _tokens(tiles, tile, ref):
-    return packed_states.tokens(ref, tile * tiles.tile, tiles.tokens if tiles.has_tail else None)
+def _tokens(tiles, tile, refs, *names):
+    """Blocks of tensors, zero beyond the tokens, a list; "turned " before a name turns them."""
+    first, count = tile * tiles.tile, tiles.tokens if tiles.has_tail else None
+    found = []
+    for name in names:
+        x = refs[name.removeprefix("turned ")]
+        found.append(packed_states.tokens(_turned(refs, x[...]) if name.startswith("turned ") else x, first, count))
+    return found
+
+
+def _turned(refs, x):
+    return rotary_tables.turn(x, refs["rows"], refs["columns"]).astype(x.dtype) if "rows" in refs else x
+
+
+def _turned_back(refs, gradient, dtype):
+    return rotary_tables.turn_back(gradient, refs["rows"], refs["columns"], dtype) if "rows" in refs else gradient
 
 
 def _clear(*refs):

@@ -49,8 +49,19 @@ def compare(q, k, v, chunk_size=None, **options):
 
 
 def fixed(option):
-    """Whether an option is no array."""
-    return option is None or isinstance(option, (bool, float))
+    """Whether an option is no array to be traced."""
+    return option is None or isinstance(option, (bool, float, Constants))
+
+
+class Constants(tuple):
+    """Arrays that are not traced: angles."""
+
+
+def angles(rng, spatial, head_dim):
+    """Of each axis, which turns a random share of the pairs, some turns long."""
+    cuts = np.sort(rng.integers(0, head_dim // 2 + 1, size=len(spatial) - 1))
+    pairs = np.diff([0, *cuts, head_dim // 2])
+    return Constants(rng.normal(scale=10, size=shape) for shape in zip(spatial, pairs, strict=True))
 
 
 @st.composite
@@ -117,6 +128,36 @@ def test_global_equals_the_definition(case, spatial):
     case = {name: value for name, value in case.items() if name not in ("chunk_size", "reverse")}
     arrays, options = drawn(case | dict(tokens=spatial, kind=None, causal=False), np.random.default_rng(2))
     compare(*arrays, **options)
+
+
+@pytest.mark.parametrize("normalizer", [None, True, "pair"])
+@pytest.mark.parametrize(("spatial", "causal"), [((7,), False), ((3, 5), False), ((2, 3, 2), False), ((13,), True)])
+def test_rotated_equals_the_definition(spatial, causal, normalizer):
+    """Along one to three axes, with fewer key heads; the normaliser is not rotated."""
+    rng = np.random.default_rng(11)
+    case = dict(tokens=spatial, heads=4, key_heads=2, head_dim=6, causal=causal, normalizer=normalizer)
+    arrays, options = drawn(case | dict(kind="token" if causal else None, state=causal), rng)
+    compare(*arrays, **options, rotary=angles(rng, spatial, 6))
+
+
+def test_rotated_equals_the_paper():
+    """Equation 19, one query at a time, of the angles of a map's rows and columns."""
+    rng = np.random.default_rng(12)
+    (q, k, v), turns = operands(rng, tokens=(2, 3), heads=1, head_dim=4, batch=1), rng.normal(size=2)
+    rotary = tuple(np.arange(size)[:, None] * turn for size, turn in zip((2, 3), turns, strict=True))
+    with jax.enable_x64(True):
+        out = linear_attention(*map(jnp.asarray, (q, k, v)), normalizer=True, rotary=rotary)[0, ..., 0, :]
+
+    def turned(x, place):
+        angle = turns * place
+        return np.concatenate([[[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]] @ pair for a, pair in
+                               zip(angle, x.reshape(2, 2), strict=True)])  # fmt: skip
+
+    places = list(np.ndindex(2, 3))
+    for place in places:
+        query = q[0][place][0]
+        sums = sum(turned(query, place) @ turned(k[0][n][0], n) * v[0][n][0] for n in places)
+        np.testing.assert_allclose(out[place], sums / sum(query @ k[0][n][0] for n in places), rtol=1e-12)
 
 
 def scanned(q, k, v, *, log_decay=None, normalizer=None, epsilon=0.0, initial_state=None, reverse=False):
@@ -328,6 +369,11 @@ def test_memory_grows_with_tokens(kind):
         (dict(normalizer=False), "normalizer=False: None, True, or a pair"),
         (dict(normalizer=(np.zeros((2, 11, 2, 4)), np.zeros((2, 11, 2, 3)))), "those of q and k"),
         (dict(epsilon=1e-6), "give a normalizer"),
+        (dict(rotary=np.zeros((11, 2))), "a tuple of 1 arrays of angles, one an axis of the tokens, not ndarray"),
+        (dict(rotary=(np.zeros((11, 1)),) * 2), "a tuple of 1 arrays of angles, .* not 2 of them"),
+        (dict(rotary=(np.zeros((12, 2)),)), r"rotary of shapes \[\(12, 2\)\]: .* of sizes \(11,\)"),
+        (dict(rotary=(np.zeros(11),)), r"rotary of shapes \[\(11,\)\]: \[size, pairs of channels\]"),
+        (dict(rotary=(np.zeros((11, 3)),)), r"all axes together turn 4 / 2 pairs of channels"),
         (dict(implementation="cuda"), "unknown implementation of linear_attention 'cuda'"),
         (dict(initial_state=np.zeros((2, 2, 3, 4))), r"initial_state of shape \(2, 2, 3, 4\): \(2, 2, 4, 3\)"),
         (dict(normalizer=True, initial_state=np.zeros((2, 2, 4, 3))), "a pair"),
@@ -358,3 +404,15 @@ def test_wrong_shapes_are_told(shapes, causal, said):
 def test_a_traced_decay_is_not_looked_at():
     q, k, v = map(jnp.asarray, operands(np.random.default_rng(0)))
     jax.jit(lambda decay: linear_attention(q, k, v, log_decay=decay, causal=True)).lower(jnp.zeros(2))
+
+
+def test_a_gradient_of_the_angles_is_refused():
+    """Not zero without a word."""
+    arrays = tuple(map(jnp.asarray, operands(np.random.default_rng(0))))
+
+    def total(angle):
+        return linear_attention(*arrays, rotary=(angle,)).sum()
+
+    total(jnp.zeros((11, 2)))
+    with pytest.raises(InputError, match="a constant, which has no gradient"):
+        jax.grad(total)(jnp.zeros((11, 2)))

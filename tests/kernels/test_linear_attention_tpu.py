@@ -18,10 +18,20 @@ from vision_jax.mesh import make_mesh
 pytestmark = pytest.mark.heavy
 
 
-def call(batch=1, tokens=(5, 7), heads=4, head_dim=32, normalizer=None, decay=None, weak=1, state=False, **options):
-    """(arrays by name, options) of a call, float32; features of a normaliser are positive, `weak` scales decays."""
+def call(
+    batch=1, tokens=(5, 7), heads=4, head_dim=32, normalizer=None, decay=None, weak=1, state=False, pairs=(), **options
+):
+    """(arrays by name, options) of a call, float32; features of a normaliser are positive, `weak` scales decays.
+
+    `pairs`: of channels that each axis of the tokens turns.
+    """
     rng = np.random.default_rng(0)
-    shape = (batch, *(tokens if isinstance(tokens, tuple) else (tokens,)), heads, head_dim)
+    spatial = tokens if isinstance(tokens, tuple) else (tokens,)
+    shape = (batch, *spatial, heads, head_dim)
+    if pairs:
+        options["rotary"] = tuple(
+            np.random.default_rng(3).normal(size=sizes) for sizes in zip(spatial, pairs, strict=True)
+        )
 
     def feature():
         return np.abs(rng.normal(size=shape)) if normalizer else rng.normal(size=shape)
@@ -54,6 +64,17 @@ CALLS = {
     "several tiles": call(batch=2, tokens=96, normalizer="pair"),
     "a tail": call(tokens=75, heads=8, normalizer=True, epsilon=1e-3),
     "a tail, not normalised": call(batch=2, tokens=75, heads=2),
+    "rotated": call(batch=2, tokens=(5, 7), pairs=(9, 7), normalizer=True, epsilon=0.1),
+    "rotated, not normalised": call(tokens=(5, 7), heads=2, pairs=(0, 16)),
+    "rotated, two blocks of lanes, several tiles": call(tokens=(12, 8), heads=8, pairs=(8, 8), normalizer=True),
+    "rotated, a tail, no whole register": call(batch=2, tokens=(11, 8), heads=6, pairs=(8, 8), normalizer=True),
+    "rotated, other queries and keys normalise": call(
+        tokens=(3, 16), heads=2, head_dim=96, pairs=(24, 24), normalizer="pair"
+    ),
+    "rotated, rows too long for a tile": call(tokens=(3, 27), pairs=(8, 8), normalizer=True),
+    "rotated along one axis": call(batch=2, tokens=24, pairs=(16,), normalizer=True),
+    "rotated along three axes": call(tokens=(2, 3, 16), pairs=(4, 4, 8), normalizer=True),
+    "causal, rotated": call(tokens=40, pairs=(16,), causal=True),
     "causal": call(batch=2, tokens=64, heads=8, causal=True),
     "a decay a head, state in and out": call(
         batch=2, tokens=75, decay="head", state=True, return_state=True, causal=True
@@ -116,7 +137,7 @@ def test_the_kernel_equals_the_xla_path(name):
 
 
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("name", ["a tail", "a decay a head, state in and out"])
+@pytest.mark.parametrize("name", ["rotated, a tail, no whole register", "a decay a head, state in and out"])
 def test_no_race_between_steps(name):
     """Buffers are those of a device here, and what nobody wrote is NaN: past the tail too."""
     arrays, options = CALLS[name]
@@ -153,6 +174,7 @@ def test_blocks_are_fetched_no_more_than_needed():
         {},
         dict(normalizer=True),
         dict(normalizer="pair"),
+        dict(normalizer=True, tokens=(6, 16), pairs=(8, 8)),
         dict(causal=True, decay="token"),
         dict(causal=True, decay="token", normalizer=True),
         dict(causal=True, decay="channel", weak=0.1),
@@ -160,7 +182,7 @@ def test_blocks_are_fetched_no_more_than_needed():
 )
 def test_bfloat16_is_as_near_as_the_xla_path(changed):
     """Output and gradients; those of the definition are the XLA path's in float64, which equals it."""
-    arrays, options = call(tokens=196, **changed)
+    arrays, options = call(**dict(tokens=196) | changed)
     narrow = jax.tree.map(lambda a: a.astype(jnp.bfloat16), arrays)
     weight = jnp.asarray(np.random.default_rng(1).normal(size=arrays["q"].shape), jnp.bfloat16)
 
@@ -218,6 +240,7 @@ def test_extreme_decays(kind, reverse):
 
 MESH_CALLS = {
     "normalised": call(batch=4, heads=8, head_dim=16, normalizer="pair"),
+    "rotated": call(batch=4, heads=8, head_dim=16, pairs=(4, 4), normalizer=True),
     "a decay a head": call(batch=4, tokens=12, heads=8, head_dim=16, decay="head", causal=True),
     "a decay a token, a state": call(
         batch=4, tokens=12, heads=8, head_dim=16, decay="token", state=True, return_state=True, causal=True
@@ -243,7 +266,8 @@ def test_a_pod_needs_no_collective_on_a_map():
     """Its block with projections, forward and gradient, over fsdp and tensor: maps stay where they are."""
 
     def attend(q, k, v):
-        y = linear_attention(jnp.exp(q), jnp.exp(k), v, normalizer=True)
+        rotary = (np.outer(np.arange(16), np.arange(8)),) * 2
+        y = linear_attention(jnp.exp(q), jnp.exp(k), v, normalizer=True, rotary=rotary)
         rows = [x.reshape(len(x), -1, *x.shape[3:]) for x in (y, k, v)]
         return linear_attention(*rows, log_decay=-jnp.arange(1.0, 17.0), causal=True).reshape(y.shape)
 
@@ -254,14 +278,20 @@ def test_a_pod_needs_no_collective_on_a_map():
 
 
 def test_explain_says_why_xla_runs():
-    def refused(heads=4, head_dim=32, key_heads=None, **options):
-        q, k = (jax.ShapeDtypeStruct((2, 64, n, head_dim), jnp.bfloat16) for n in (heads, key_heads or heads))
+    def refused(heads=4, head_dim=32, key_heads=None, tokens=64, **options):
+        q, k = (jax.ShapeDtypeStruct((2, tokens, n, head_dim), jnp.bfloat16) for n in (heads, key_heads or heads))
         with jax.set_mesh(pod.mesh("v5e")):
             (choice,) = explain(functools.partial(linear_attention, **options), q, k, k)
         return choice.refused.get("tpu", "")
 
-    assert refused() == ""
-    assert refused(normalizer=True, epsilon=1e-6) == ""
+    turned = dict(rotary=(np.zeros((64, 16)),), normalizer=True)
+    assert refused(**turned, epsilon=1e-6) == ""
+    assert refused(implementation="tpu") == ""
+    assert refused().startswith("by implementation='tpu' only: all see all and nothing is rotated")
+    assert refused(normalizer=True) == refused()
+    assert refused(rotary=(np.zeros((4099, 16)),), tokens=4099) == refused()  # no tile takes a row
+    assert "normalizer (qn, kn)" in refused(**turned, causal=True)
+    assert refused(rotary=turned["rotary"], causal=True) == ""
     assert "epsilon must be a Python number" in refused(normalizer=True, epsilon=np.ones(()))
     assert "a state without causal" in refused(return_state=True)
     assert "q's heads and head_dim" in refused(key_heads=2)
@@ -279,9 +309,13 @@ def test_explain_says_why_xla_runs():
         wide(*[jnp.ones((1, 2, 1, 8), jnp.float64)] * 3)
 
 
-def test_the_residuals_are_the_operands():
-    arrays, options = call(normalizer=True)
-    assert sum(leaf.size for leaf in pod.residuals(attend, arrays, options)) <= 3 * arrays["q"].size
+@pytest.mark.parametrize("pairs", [(), (8, 8)])
+def test_the_residuals_are_the_operands(pairs):
+    """And tables of a row and a column where these are turned; nothing that was turned."""
+    arrays, options = call(batch=2, normalizer=True, pairs=pairs)
+    tables = 2 * (5 + 7) * 4 * 32 if pairs else 0
+    kept = sum(leaf.size for leaf in pod.residuals(attend, arrays, options))
+    assert kept <= 3 * arrays["q"].size + tables
 
 
 def test_what_the_causal_form_keeps():

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from vision_jax.kernels import linear_attention
 
@@ -25,8 +26,8 @@ def shapes(batch, tokens, heads, head_dim, dtype):
 
 @pytest.mark.parametrize("generation", pod.GENERATIONS)
 def test_the_compilers_take_it(generation):
-    """A stage in bfloat16, forward and backward, chosen without being asked for."""
-    step = functools.partial(gradient, normalizer=True)
+    """A stage in bfloat16, forward and backward."""
+    step = functools.partial(gradient, normalizer=True, implementation="tpu")
     compiled = pod.compile_for(pod.mesh(generation), step, *shapes(2, 196, 4, 32, jnp.bfloat16))
     assert "linear_attention_backward" in compiled.as_text()
 
@@ -89,13 +90,51 @@ def test_stages_of_models_compile(stage, generation):
 def test_a_normalizer_of_its_own_compiles(stage, generation):
     def step(q, k, v, qn, kn):
         def total(q, k, v, *pair):
-            return linear_attention(q, k, v, normalizer=pair).astype(jnp.float32).sum()
+            return linear_attention(q, k, v, normalizer=pair, implementation="tpu").astype(jnp.float32).sum()
 
         return jax.grad(total, range(5))(q, k, v, qn, kn)
 
     for dtype in (jnp.bfloat16, jnp.float32):
         operands = shapes(8, *STAGES[stage], dtype)
         pod.compile_for(pod.mesh(generation), step, *operands, *operands[:2])
+
+
+def rotated_gradient(q, k, v):
+    """The angles of a map, half of the pairs an axis."""
+    rotary = tuple(np.outer(np.arange(size), np.arange(q.shape[-1] // 4)) for size in q.shape[1:-2])
+    return gradient(q, k, v, normalizer=True, rotary=rotary)
+
+
+MAPS = {  # RAVLT's at 224 pixels, and larger ones; odd sizes; one or two columns, and one row that is no whole tile
+    "ravlt_t 1": (56, 56, 1, 64),
+    "ravlt_t 2": (28, 28, 2, 64),
+    "ravlt_b 2": (28, 28, 2, 96),
+    "64 x 64": (64, 64, 2, 96),
+    "256 x 256": (256, 256, 2, 96),
+    "a tail": (75, 75, 1, 64),
+    "odd": (15, 15, 4, 32),
+    "two columns": (512, 2, 2, 64),
+    "a column": (700, 1, 2, 64),
+    "a row": (1, 700, 2, 64),
+}
+
+
+@pytest.mark.parametrize("generation", pod.GENERATIONS)
+def test_the_compilers_take_rotation(generation):
+    """Chosen without being asked for, by tables of a row and a column."""
+    q = jax.ShapeDtypeStruct((2, 28, 28, 2, 64), jnp.bfloat16)
+    text = pod.compile_for(pod.mesh(generation), rotated_gradient, q, q, q).as_text()
+    assert "linear_attention_backward" in text
+    assert "f32[2,28,128]" in text
+    assert "f32[784" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "generation"), pod.in_turns(MAPS, ["64 x 64", "a tail"]))
+def test_rotated_maps_compile(size, generation):
+    for dtype in (jnp.bfloat16, jnp.float32):
+        operands = [jax.ShapeDtypeStruct((8, *MAPS[size]), dtype)] * 3
+        pod.compile_for(pod.mesh(generation), rotated_gradient, *operands)
 
 
 CAUSAL_STAGES = ["vir small", "vir base", "l2vit 2", "4,096 of 32", "4,096 of 64", "65,536 of 32", "l2vit 4"]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from vision_jax.kernels.rotation import grid_angles, rotate
 from vision_jax.parameters import param
 
 
@@ -20,8 +21,12 @@ def axial_angles(height, width, frequencies):
       height, width: the grid, in tokens.
       frequencies: radians a token, a tuple.
     """
-    rows, columns = (axis.reshape(-1, 1) for axis in np.mgrid[:height, :width])
-    return np.concatenate([rows * np.array(frequencies), columns * np.array(frequencies)], axis=1)
+    return grid_angles([axis_angles(size, frequencies) for size in (height, width)])
+
+
+def axis_angles(size, frequencies):
+    """Angles of the places along one axis, float64 [size, len(frequencies)]."""
+    return np.outer(np.arange(size), frequencies)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,22 +121,3 @@ class TurnedAxes:
         along, across = ([magnitudes, none], [none, magnitudes]), ([none, -magnitudes], [magnitudes, none])
         along, across = (np.array(a, np.float32).reshape(2, 1, 1, -1) for a in (along, across))
         return cos * along + sin * across
-
-
-def rotate(x, angles, *, halves=False):
-    """Turns pairs of channels, [B, *spatial, heads, head_dim] -> the same.
-
-    (x0, x1) becomes (x0 cos a - x1 sin a, x1 cos a + x0 sin a), so that a product of a query and a key depends on the
-    difference of their positions (RoFormer: Su et al., 2021, arXiv:2104.09864, equation 34).
-
-    Args:
-      x: queries or keys.
-      angles: [tokens, head_dim / 2] or [tokens, heads, head_dim / 2], the tokens in the order of the spatial axes.
-      halves: a pair is a channel of the first half and one of the second, not two neighbours.
-    """
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    angles, known = angles.reshape(*x.shape[1:-2], -1, x.shape[-1] // 2), np if isinstance(angles, np.ndarray) else jnp
-    cos, sin = known.cos(angles).astype(wide), known.sin(angles).astype(wide)
-    first, second = jnp.split(x, 2, axis=-1) if halves else (x[..., 0::2], x[..., 1::2])
-    turned = first * cos - second * sin, second * cos + first * sin
-    return (jnp.concatenate(turned, -1) if halves else jnp.stack(turned, -1).reshape(x.shape)).astype(x.dtype)

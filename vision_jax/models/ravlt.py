@@ -32,7 +32,7 @@ from vision_jax.layers.drop import dropout, linear_rates
 from vision_jax.layers.linear import PointwiseConv
 from vision_jax.layers.mlp import gelu
 from vision_jax.layers.norm import BatchNorm, LayerNorm
-from vision_jax.layers.rotary import axial_angles, rotate
+from vision_jax.layers.rotary import axial_angles, axis_angles, rotate
 from vision_jax.layers.scale import MapLayerScale
 from vision_jax.layers.stack import Stack
 from vision_jax.models.base import FeatureInfo, Model, ModelConfig, check_stages, stage_groups
@@ -82,32 +82,38 @@ class GatedAttention(nnx.Module):
 
     def __call__(self, x, train=None):
         q, k, v, gate = self.qkvo(x)
-        H, W, _, dim = q.shape[1:]
-        out = self.attend(q, k, v, functools.partial(rotate, angles=axial_angles(H, W, frequencies(dim))))
+        out = self.attend(q, k, v)
         return self.proj((out.reshape(x.shape) + self.lepe(v.reshape(x.shape))) * gate.reshape(x.shape))
+
+
+def rank_augmented_attention(q, k, v, **options):
+    """Queries, keys and values [B, H, W, heads, head_dim] -> the same shape; options of `linear_attention`."""
+    tokens = q.shape[1] * q.shape[2]
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    q, k = (jax.nn.elu(x.astype(wide)) + 1 for x in (q, k))
+    scores = jnp.einsum("bhd,bxyhd->bxyhd", q.mean((1, 2)), k).sum(-1, keepdims=True) * q.shape[-1] ** -0.5
+    k = k * (jax.nn.softmax(scores, axis=(1, 2)) * tokens)
+    q, k = q.astype(v.dtype), k.astype(v.dtype)
+    rotary = tuple(axis_angles(size, frequencies(q.shape[-1])) for size in q.shape[1:3])
+    # the reference adds 1e-6 to the divisor's mean over the tokens, not to its sum
+    return linear_attention(q, k, v, normalizer=True, rotary=rotary, epsilon=1e-6 * tokens, **options)
 
 
 class RankAugmentedAttention(GatedAttention):
     """Linear attention whose keys are weighed by the softmax of their products with the mean query."""
 
-    def attend(self, q, k, v, turn):
-        """Queries, keys and values [B, H, W, heads, head_dim] -> the same shape; `turn` rotates them."""
-        tokens = q.shape[1] * q.shape[2]
-        wide = jnp.promote_types(q.dtype, jnp.float32)
-        q, k = (jax.nn.elu(x.astype(wide)) + 1 for x in (q, k))
-        scores = jnp.einsum("bhd,bxyhd->bxyhd", q.mean((1, 2)), k).sum(-1, keepdims=True) * q.shape[-1] ** -0.5
-        k = k * jax.nn.softmax(scores, axis=(1, 2)) * tokens
-        q, k = q.astype(v.dtype), k.astype(v.dtype)
-        # the reference adds 1e-6 to the divisor's mean over the tokens, not to its sum
-        return linear_attention(turn(q), turn(k), v, normalizer=(q, k), epsilon=1e-6 * tokens)
+    def attend(self, q, k, v):
+        """Queries, keys and values [B, H, W, heads, head_dim] -> the same shape."""
+        return rank_augmented_attention(q, k, v)
 
 
 class SoftmaxAttention(GatedAttention):
     """Plain attention, of rotated queries and keys."""
 
-    def attend(self, q, k, v, turn):
-        """Queries, keys and values [B, H, W, heads, head_dim] -> [B, N, heads, head_dim]; `turn` rotates them."""
-        q, k, v = (x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (turn(q), turn(k), v))
+    def attend(self, q, k, v):
+        """Queries, keys and values [B, H, W, heads, head_dim] -> [B, N, heads, head_dim]."""
+        angles = axial_angles(*q.shape[1:3], frequencies(q.shape[-1]))
+        q, k, v = (x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (rotate(q, angles), rotate(k, angles), v))
         return aggregate(tap(self, "probabilities", attention_probabilities(q, k)), v)
 
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from vision_jax.errors import InputError, unknown
 from vision_jax.kernels import dispatch, explain, linear_attention, neighborhood_attention, window_attention
-from vision_jax.models import vir
+from vision_jax.layers.rotary import axis_angles
+from vision_jax.models import ravlt, vir
 from vision_jax.parallel.chips import chip_of
 from vision_jax.tools.bench import kernel_peers
 from vision_jax.tools.bench.model_tables import milliseconds, times
@@ -64,7 +65,9 @@ def _cases():
         out[f"map of 256, kernel {kernel}"] = Case("neighborhood", 4, (256, 256), 8, 64, {"kernel_size": kernel})
     for tokens, batch in ((4096, 16), (65536, 1)):
         out[f"l2vit_b 1 of {tokens} tokens"] = Case("linear", batch, (tokens,), 4, 32, {})
-        out[f"ravlt_b 2 of {tokens} tokens"] = Case("linear", batch, (tokens,), 2, 96, {"normalizer": True})
+        side = math.isqrt(tokens)
+        options = {"normalizer": True, "rotary": (axis_angles(side, ravlt.frequencies(96)),) * 2}
+        out[f"ravlt_b 2 of {tokens} tokens"] = Case("linear", batch, (side, side), 2, 96, options)
         options = {"causal": True, "log_decay": vir.log_decays(12)}
         out[f"vir_b of {tokens} tokens"] = Case("linear", batch, (tokens,), 12, 64, options)
         name = f"normalised linear, {tokens} tokens"

@@ -17,7 +17,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from vision_jax.errors import unknown
 from vision_jax.kernels import linear_attention, neighborhood_attention, window_attention
-from vision_jax.layers.rotary import axial_angles, rotate
 from vision_jax.models import ravlt, vir
 from vision_jax.parallel import hlo, topology, work
 
@@ -49,15 +48,8 @@ def _neighbors(name, batch, side, heads, kernel):
 
 
 def _rank_augmented(name, batch, side, heads, head_dim):
-    """RAVLT's: queries and keys are turned, but not where they normalise."""
-    angles = axial_angles(side, side, ravlt.frequencies(head_dim))
-
-    def attend(q, k, v, implementation):
-        q, k = jax.nn.elu(q) + 1, jax.nn.elu(k) + 1
-        turned = rotate(q, angles), rotate(k, angles)
-        return linear_attention(*turned, v, normalizer=(q, k), epsilon=1e-6, implementation=implementation)
-
-    return Block(name, batch, (side, side), heads, attend, head_dim=head_dim)
+    """RAVLT's: keys are weighed; queries and keys are turned, but not where they normalise."""
+    return Block(name, batch, (side, side), heads, ravlt.rank_augmented_attention, head_dim=head_dim)
 
 
 def _unnormalized(name, batch, side, heads, head_dim):
