@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from vision_jax.kernels import dispatch
 
 CPU_VMEM = 128 * 2**20  # of v5e and v6e, where a kernel is only interpreted
+CPU_SMEM = 2**20  # likewise
 LEAST_VMEM = 32 * 2**20  # that a step asks for
 
 
@@ -34,6 +35,15 @@ def vmem():
     from jax.experimental.pallas import tpu as pltpu  # here, because Pallas takes its time to import
 
     return pltpu.get_tpu_info().vmem_capacity_bytes
+
+
+def smem():
+    """Bytes of memory for scalars of the TPU that is traced for."""
+    if dispatch.device()[0] != "tpu":
+        return CPU_SMEM
+    from jax.experimental.pallas import tpu as pltpu
+
+    return pltpu.get_tpu_info().smem_capacity_bytes
 
 
 def step_vmem(needed=0):

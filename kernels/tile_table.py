@@ -8,7 +8,7 @@ prints the rows to add. No tile changes what a kernel computes.
 |---|---|---|---|
 | window_attention.tpu | window, head_dim | windows computed at once | `window_attention/bands.py` |
 | window_attention.gpu | window, head_dim | blocks of the grid | `window_attention/runs.py` |
-| neighborhood_attention.tpu | size of a dilation group's map, kernel_size, head_dim | queries, (rows, columns) | \
+| neighborhood_attention.tpu | size of a dilation group's map, kernel_size, head_dim | queries along the axes | \
 `neighborhood_attention/query_tiles.py` |
 | linear_attention.tpu | tokens, head_dim, and tokens of a row where it rotates | tokens of a step | \
 `linear_attention/token_tiles.py` |

@@ -6,7 +6,7 @@ import numbers
 
 from vision_jax.kernels import dispatch
 from vision_jax.kernels.neighborhood_attention import halves, query_tiles, rectangles, xla
-from vision_jax.kernels.neighborhood_attention.query_tiles import from_groups, to_groups
+from vision_jax.kernels.neighborhood_attention.fast_path import from_groups, to_groups
 
 from vision_jax.errors import InputError, unknown
 from vision_jax.mesh import local_shape, over_mesh, split_axes
@@ -87,16 +87,16 @@ def neighborhood_attention(
 
         with_lse = bool(return_lse or additional)
         # additional keys are joined to what the kernel gives, by XLA: there are few of them
-        tiles = query_tiles.QueryTiles.of(local, options, returns_lse=with_lse, wide=additional)
-        kernel = functools.partial(tpu.neighborhood_attention, scale=scale, tiles=tiles)
+        layout = query_tiles.QueryTiles.of(local, options, returns_lse=with_lse, wide=additional)
+        kernel = functools.partial(tpu.neighborhood_attention, scale=scale, tiles=layout)
     # A dilation group is a map of its own: the groups of an image join its batch.
-    queries, keys, values = (to_groups(x, options["dilation"]) for x in (q, k, v))
-    bias = None if bias is None else bias.reshape(len(bias), -1, bias.shape[-1])
-    names = ("batch", None, None, "heads", None)
+    queries, keys, values = (to_groups(x, options["dilation"], layout.AXES) for x in (q, k, v))
+    of_map, of_bias = (None,) * layout.AXES, ("heads", *(None,) * layout.AXES)
+    if bias is not None:
+        bias = bias.reshape(len(bias), *(1,) * (layout.AXES - len(sizes)), *bias.shape[1:])
+    names = ("batch", *of_map, "heads", None)
     of_results = [names, names] if with_lse else names
-    found = over_mesh(
-        kernel, (queries, keys, values, bias), (names, names, names, ("heads", None, None)), of_results, axes
-    )
+    found = over_mesh(kernel, (queries, keys, values, bias), (names, names, names, of_bias), of_results, axes)
     if not with_lse:
         return from_groups(found, options["dilation"], sizes)
     out, lse = (from_groups(x, options["dilation"], sizes) for x in found)

@@ -5,6 +5,7 @@ window. What a band takes of the chip does not grow with the map. A map that fit
 """
 
 import itertools
+import math
 from typing import NamedTuple
 
 import jax
@@ -29,25 +30,24 @@ class Bands(NamedTuple):
 
 
 def choose(axes, size, lanes):
-    """The bands of both axes that sum the fewest elements, of those that are small enough.
+    """The bands of all axes that sum the fewest elements, of those that are small enough.
 
     Args:
-      axes: the rows and columns as the layout has cut them into tiles.
+      axes: the planes, rows and columns as the layout has cut them into tiles.
       size: of the map.
       lanes: that a key takes.
     """
     cuts = [_cuts(axis, n) for axis, n in zip(axes, size, strict=True)]
-    pairs = list(itertools.product(*cuts))
-    least = min(rows.keys * columns.keys for rows, columns in pairs)
+    least = math.prod(min(bands.keys for bands in cut) for cut in cuts)
     room = max(SUMS // lanes, least)
-    fitting = [(rows, columns) for rows, columns in pairs if rows.keys * columns.keys <= room]
-    return min(fitting, key=lambda pair: np.prod([len(bands.first) * bands.keys for bands in pair]))
+    fitting = (cut for cut in itertools.product(*cuts) if math.prod(bands.keys for bands in cut) <= room)
+    return min(fitting, key=lambda cut: math.prod(len(bands.first) * bands.keys for bands in cut))
 
 
 def _cuts(axis, size):
     """One for each number of bands that there can be."""
     cuts = (_cut(axis, size, tiles) for tiles in range(len(axis.first), 0, -1))
-    return {len(bands.first): bands for bands in cuts}.values()
+    return list({len(bands.first): bands for bands in cuts}.values())
 
 
 def _cut(axis, size, tiles):
@@ -60,13 +60,13 @@ def _cut(axis, size, tiles):
 
 
 def join(x, bands, size):
-    """The bands' sums [B, bands, rows, columns, C] -> [B, *size, C]: where bands overlap they are added."""
-    if x.shape[1] == 1:
-        return x[:, 0]
-    rows, columns = bands
+    """The bands' sums [B, bands * planes, rows, columns, C] -> [B, *size, C]: where bands overlap they are added."""
+    planes = bands[0].keys
+    if x.shape[1] == planes:
+        return x
     total = jnp.zeros((len(x), *size, x.shape[-1]), x.dtype)
-    for n, (row, column) in enumerate(itertools.product(rows.first, columns.first)):
-        at = (0, int(row), int(column), 0)
-        held = jax.lax.dynamic_slice(total, at, (len(x), rows.keys, columns.keys, x.shape[-1]))
-        total = jax.lax.dynamic_update_slice(total, held + x[:, n], at)
+    for n, first in enumerate(itertools.product(*(axis.first for axis in bands))):
+        at = (0, *map(int, first), 0)
+        held = jax.lax.dynamic_slice(total, at, (len(x), planes, *x.shape[2:]))
+        total = jax.lax.dynamic_update_slice(total, held + x[:, n * planes : (n + 1) * planes], at)
     return total

@@ -18,12 +18,12 @@ def make(tiles, at, rows_of, columns, table):
       columns: `QueryTiles.columns_table`, in VMEM.
       table: in VMEM.
     """
-    (Th, Tw), (Kh, _) = tiles.tile, tiles.keys
+    queries, keys, Tw = tiles.rows_of_tile, tiles.rows_of_keys, tiles.tile[-1]
 
     def make_head(head, _):
-        for query in range(Th):
-            row = [columns[at("column_pattern"), head, _place(tiles, at, rows_of, query, key)] for key in range(Kh)]
-            row = jnp.concatenate(row, 1) if Kh > 1 else row[0]
+        for query in range(queries):
+            row = [columns[at("column_pattern"), head, _place(tiles, at, rows_of, query, key)] for key in range(keys)]
+            row = jnp.concatenate(row, 1) if keys > 1 else row[0]
             table[at("slot"), head, query * Tw : (query + 1) * Tw] = row
 
     jax.lax.fori_loop(0, columns.shape[1], make_head, None)
@@ -31,12 +31,12 @@ def make(tiles, at, rows_of, columns, table):
 
 def add(tiles, at, rows_of, d_table, d_columns):
     """The transpose of `make`: adds a slot's gradients to those of the columns."""
-    (Th, Tw), (Kh, Kw) = tiles.tile, tiles.keys
+    queries, keys, Tw, Kw = tiles.rows_of_tile, tiles.rows_of_keys, tiles.tile[-1], tiles.keys[-1]
 
     def add_head(head, _):
-        for query in range(Th):
+        for query in range(queries):
             row = d_table[at("slot"), head, query * Tw : (query + 1) * Tw]
-            for key in range(Kh):
+            for key in range(keys):
                 place = _place(tiles, at, rows_of, query, key)
                 d_columns[at("column_pattern"), head, place] += row[:, key * Kw : (key + 1) * Kw]
 
@@ -45,5 +45,4 @@ def add(tiles, at, rows_of, d_table, d_columns):
 
 def _place(tiles, at, rows_of, query, key):
     """The row of the columns' table for a tile's row of queries and row of keys."""
-    Th, Kh = tiles.tile[0], tiles.keys[0]
-    return rows_of[(at("row_pattern") * Th + query) * Kh + key]
+    return rows_of[(at("row_pattern") * tiles.rows_of_tile + query) * tiles.rows_of_keys + key]

@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from vision_jax.kernels import tile_table
-from vision_jax.kernels.limits import largest_divisor, vmem
+from vision_jax.kernels.limits import largest_divisor, smem, vmem
 from vision_jax.kernels.neighborhood_attention import key_bands, tile_order
 from vision_jax.kernels.neighborhood_attention.fast_path import Call, beyond
 from vision_jax.kernels.neighborhood_attention.windows import axis_windows
@@ -27,8 +29,10 @@ class QueryTiles(Call):
     Attributes:
       returns_lse: whether the log-sum-exp is a result.
       wide: whether the output is float32 whatever the operands are, for something to be added to it.
-      tile: queries of a tile, (rows, columns).
+      tile: queries of a tile, (planes, rows, columns).
     """
+
+    AXES = 3
 
     returns_lse: bool = False
     wide: bool = False
@@ -40,36 +44,47 @@ class QueryTiles(Call):
         object.__setattr__(self, "tile", tile)
 
     def _rule(self):
-        """All columns of a narrow map, so that no halo is cut off beside it."""
-        height, width = self.size
-        candidates = (16, 8) if height > 1 else (128, 64, 32, 16, 8)
+        """All columns of a narrow map, so that no halo is cut off beside it; else what sees the fewest keys."""
+        *others, width = self.size
+        candidates = (16, 8) if math.prod(others) > 1 else (128, 64, 32, 16, 8)
         columns = next((n for n in candidates if width % n == 0 and width > 2 * n), width)
-        return largest_divisor(height, QUERIES // columns), columns
+
+        def cost(tile):
+            axes = zip(tile, others, self.kernel_size[:-1], strict=True)
+            return math.prod(min(t + k - 1, n) / t for t, n, k in axes), -math.prod(tile)
+
+        fitting = [tile for tile in self._divisors if math.prod(tile) <= max(QUERIES // columns, 1)]
+        return (*min(fitting, key=cost), columns)
+
+    @property
+    def _divisors(self):
+        """(planes, rows) that cut the map evenly."""
+        return list(itertools.product(*([n for n in range(1, m + 1) if m % n == 0] for m in self.size[:-1])))
 
     def _candidates(self):
         """Tiles that fill the matrix unit's rows, a quarter at least and twice at most, and cut the map evenly."""
-        height, width = self.size
-        rows = [n for n in range(1, height + 1) if height % n == 0]
+        width = self.size[-1]
         columns = [width, *(n for n in range(SUBLANES, width, SUBLANES) if width % n == 0)]
-        return [(h, w) for h in rows for w in columns if QUERIES // 4 <= h * w <= 2 * QUERIES]
+        tiles = [(*others, n) for others in self._divisors for n in columns]
+        return [tile for tile in tiles if QUERIES // 4 <= math.prod(tile) <= 2 * QUERIES]
 
     @functools.cached_property
     def axes(self):
         """For each axis where the keys of its tiles begin, how many they are, and which pattern they show."""
-        settings = zip(self.size, self.tile, self.kernel_size, self.stride, self.is_causal, (1, SUBLANES), strict=True)
-        return [_cut(*setting, self.border) for setting in settings]
+        options = self.kernel_size, self.stride, self.is_causal, (1, 1, SUBLANES)
+        return [_cut(*setting, self.border) for setting in zip(self.size, self.tile, *options, strict=True)]
 
     @property
     def key_size(self):
-        """Positions of the keys' map, (rows, columns): the map, and where zeros around it take part, these."""
+        """Positions of the keys' map along its axes: the map, and where zeros around it take part, these."""
         return tuple(axis.size for axis in self.axes)
 
     def with_zeros(self, x):
-        """Keys or values of the map [B, H, W, ...] -> those of the keys' map."""
+        """Keys or values of the map [B, *size, ...] -> those of the keys' map."""
         if self.key_size == self.size:
             return x
         pads = [(axis.pad, axis.size - axis.pad - n) for axis, n in zip(self.axes, self.size, strict=True)]
-        return jnp.pad(x, ((0, 0), *pads, *((0, 0),) * (x.ndim - 3)))
+        return jnp.pad(x, ((0, 0), *pads, *((0, 0),) * (x.ndim - 1 - len(pads))))
 
     def without_zeros(self, x):
         """The inverse of `with_zeros`."""
@@ -78,18 +93,28 @@ class QueryTiles(Call):
 
     @property
     def keys(self):
-        """Keys of a tile, (rows, columns)."""
+        """Keys of a tile, (planes, rows, columns)."""
         return tuple(axis.keys for axis in self.axes)
 
     @property
+    def rows_of_tile(self):
+        """Rows of queries of a tile, in all its planes."""
+        return math.prod(self.tile[:-1])
+
+    @property
+    def rows_of_keys(self):
+        """Rows of its keys, in all their planes."""
+        return math.prod(self.keys[:-1])
+
+    @property
     def tiles(self):
-        """Tiles of a map, (rows, columns)."""
+        """Tiles of a map along its axes."""
         return tuple(n // m for n, m in zip(self.size, self.tile, strict=True))
 
     @functools.cached_property
     def step_images(self):
         """Images of a step: several of those that a single tile covers."""
-        if self.tiles != (1, 1):
+        if math.prod(self.tiles) > 1:
             return 1
         return largest_divisor(self.batch, SCORES // (math.prod(self.tile) * math.prod(self.keys)))
 
@@ -100,7 +125,7 @@ class QueryTiles(Call):
 
     @functools.cached_property
     def bands(self):
-        """(rows, columns) of the parts in which the keys' gradients are summed."""
+        """(planes, rows, columns) of the parts in which the keys' gradients are summed."""
         return key_bands.choose(self.axes, self.key_size, self.step_images * self.heads.padded)
 
     def slots(self, biased):
@@ -109,8 +134,8 @@ class QueryTiles(Call):
         return every if 2 * every * self._table(biased) + self._sums <= HELD else 1
 
     def places(self, biased):
-        """What the kernel is told about each tile, int32 [tile_order.FIELDS, tiles]."""
-        return tile_order.places(self.axes, self.bands, self.slots(biased), SUBLANES if self.tiles[1] > 1 else 1)
+        """What the kernel may be told about each tile, {name of `tile_order.FIELDS`: int32 [tiles]}."""
+        return tile_order.places(self.axes, self.bands, self.slots(biased), SUBLANES if self.tiles[-1] > 1 else 1)
 
     @property
     def rows_shape(self):
@@ -118,60 +143,75 @@ class QueryTiles(Call):
         return (self.batch, self.heads.steps, math.prod(self.tiles), self.heads.in_step, math.prod(self.tile))
 
     def from_rows(self, x):
-        """`rows_shape` -> [B, H, W, heads]."""
+        """`rows_shape` -> [B, *size, heads]."""
         x = x.reshape(self.batch, self.heads.steps, *self.tiles, self.heads.in_step, *self.tile)
-        return x.transpose(0, 2, 5, 3, 6, 1, 4).reshape(self.batch, *self.size, self.heads.count)
+        return x.transpose(0, 2, 6, 3, 7, 4, 8, 1, 5).reshape(self.batch, *self.size, self.heads.count)
 
     def to_rows(self, x):
         """The inverse of `from_rows`."""
-        (down, across), (Th, Tw) = self.tiles, self.tile
-        x = x.reshape(self.batch, down, Th, across, Tw, self.heads.steps, self.heads.in_step)
-        return x.transpose(0, 5, 1, 3, 6, 2, 4).reshape(self.rows_shape)
+        cut = itertools.chain(*zip(self.tiles, self.tile, strict=True))
+        x = x.reshape(self.batch, *cut, self.heads.steps, self.heads.in_step)
+        return x.transpose(0, 7, 1, 3, 5, 8, 2, 4, 6).reshape(self.rows_shape)
 
     @property
     def patterns(self):
-        """Different sights that tiles have, (along rows, along columns)."""
+        """Different sights that tiles have, along each axis."""
         return tuple(len(axis.distance) for axis in self.axes)
 
     def columns_table(self, bias):
         """Bias and mask along the columns, of which the kernel makes that of a whole tile.
 
         Args:
-          bias: [heads, 2 * kernel_size - 1, ...] of both axes, or None.
+          bias: [heads, 2 * kernel_size - 1, ...] of all axes, or None.
 
         Returns:
-          [column patterns, heads, 2 * kernel_size - 1 of the rows, columns of a tile, of its keys] float32; with no
-          bias, one head and one row. Behind the rows is one more, of what is not seen.
+          [column patterns, heads, rows, columns of a tile, of its keys] float32: a row for each distance of planes and
+          rows, (2 * kernel_size - 1) of the planes times that of the rows; with no bias, one head and one row. Behind
+          the rows is one more, of what is not seen.
         """
-        axis = self.axes[1]
+        axis = self.axes[-1]
         table = jnp.where(axis.distance >= 0, 0.0, MASKED)[:, None, None]
         if bias is not None:
-            select = jnp.asarray(axis.distance[..., None] == np.arange(2 * self.kernel_size[1] - 1), jnp.float32)
+            select = jnp.asarray(axis.distance[..., None] == np.arange(2 * self.kernel_size[-1] - 1), jnp.float32)
             exact = dict(precision="highest", preferred_element_type=jnp.float32)
-            table = table + jnp.einsum("hyx,pqkx->phyqk", bias.astype(jnp.float32), select, **exact)
+            # XLA may else move the planes into the product, for whose gradient it then compiles a copy for a minute
+            bias = jax.lax.optimization_barrier(bias.astype(jnp.float32).reshape(len(bias), -1, bias.shape[-1]))
+            table = table + jnp.einsum("hyx,pqkx->phyqk", bias, select, **exact)
         return jnp.pad(table, ((0, 0), (0, 0), (0, 1), (0, 0), (0, 0)), constant_values=MASKED)
 
     def rows_of(self, biased):
         """Which row of `columns_table` is for a tile's row of queries and row of keys.
 
         Returns:
-          int32 [row patterns * rows of a tile * rows of its keys].
+          int32 [patterns of planes * of rows * rows of a tile, in all its planes * rows of its keys].
         """
-        distance = self.axes[0].distance
-        unseen = 2 * self.kernel_size[0] - 1 if biased else 1
-        return np.where(distance < 0, unseen, distance * biased).astype(np.int32).reshape(-1)
+        planes, rows = (axis.distance for axis in self.axes[:-1])
+        planes, rows = planes[:, None, :, None, :, None], rows[:, None, :, None, :]
+        distance = (planes * (2 * self.kernel_size[1] - 1) + rows) * biased
+        unseen = (planes < 0) | (rows < 0)
+        return np.where(unseen, self._unseen(biased), distance).astype(np.int32).reshape(-1)
+
+    def _unseen(self, biased):
+        """The row of `columns_table` of what is not seen."""
+        return math.prod(2 * k - 1 for k in self.kernel_size[:-1]) if biased else 1
 
     def vmem(self, biased, itemsize, backward):
         """Bytes that a step takes: blocks twice, because the next ones are fetched meanwhile, if there are others."""
-        (Th, Tw), (Kh, Kw) = self.tile, self.keys
         heads = self.heads.in_step if biased else 1
         table = self.slots(biased) * self._table(biased)
-        columns = self.patterns[1] * heads * 2 * self.kernel_size[0] * Tw * _lanes(Kw) * 4
-        blocks = self.step_images * self.heads.padded * itemsize * 2 * (Th * Tw + Kh * Kw)
+        row = self.tile[-1] * _lanes(self.keys[-1]) * 4
+        columns = self.patterns[-1] * heads * (self._unseen(biased) + 1) * row
+        blocks = self.step_images * self.heads.padded * itemsize * 2 * (math.prod(self.tile) + math.prod(self.keys))
         if backward:
             table, columns, blocks = 2 * table, 2 * columns, 2 * blocks
         columns *= 1 if self.heads.steps == 1 else 2
         return 2 * blocks + backward * self._sums + columns + table + TEMPORARIES * self.step_images * self._score
+
+    @property
+    def smem(self):
+        """Bytes of the numbers that the kernel is told about the tiles."""
+        rows = self.patterns[0] * self.patterns[1] * self.rows_of_tile * self.rows_of_keys
+        return 4 * (len(tile_order.FIELDS) * math.prod(self.tiles) + rows)
 
     @property
     def _sums(self):
@@ -205,34 +245,16 @@ def refusal(q, k, v, shape, options, biased):
     if reason:
         return reason
     tiles = QueryTiles.of(shape, options)
-    if tiles.tile[1] > QUERIES:
-        return f"a row of {tiles.size[1]} queries is too wide for one tile, and no multiple of 8 for more"
+    if tiles.tile[-1] > QUERIES:
+        return f"a row of {tiles.size[-1]} queries is too wide for one tile, and no multiple of 8 for more"
     if math.prod(tiles.tile) < 32 and math.prod(tiles.size) > 64:
-        return f"tiles of {tiles.tile} queries of a map {tiles.size} leave the matrix unit empty"
+        return f"tiles of {tiles.tile} queries of maps of {tiles.size} leave the matrix unit empty"
     needed = tiles.vmem(biased, q.dtype.itemsize, backward=True)
     if needed > vmem():
         return f"the gradient of a tile of {tiles.tile} takes {needed / 2**20:.0f} MiB, more than VMEM has"
+    if tiles.smem > smem():
+        return f"the places of {math.prod(tiles.tiles):,} tiles take {tiles.smem / 2**20:.1f} MiB, more than SMEM has"
     return None
-
-
-def to_groups(x, dilation):
-    """[B, *sizes, heads, d] -> [B * groups, *places in a group, heads, d]; a map of one axis becomes a single row."""
-    B, sizes, rest = len(x), x.shape[1:-2], x.shape[-2:]
-    if any(d > 1 for d in dilation):
-        x = x.reshape(B, *(m for n, d in zip(sizes, dilation, strict=True) for m in (n // d, d)), *rest)
-        places, phases = range(1, 2 * len(sizes), 2), range(2, 2 * len(sizes) + 1, 2)
-        x = x.transpose(0, *phases, *places, x.ndim - 2, x.ndim - 1)
-    grouped = [n // d for n, d in zip(sizes, dilation, strict=True)]
-    return x.reshape(-1, *(1,) * (2 - len(sizes)), *grouped, *rest)
-
-
-def from_groups(x, dilation, sizes):
-    """The inverse of `to_groups`."""
-    rest, axes = x.shape[-2:], len(sizes)
-    grouped = [n // d for n, d in zip(sizes, dilation, strict=True)]
-    x = x.reshape(-1, *dilation, *grouped, *rest)
-    order = [axis for n in range(axes) for axis in (1 + axes + n, 1 + n)]
-    return x.transpose(0, *order, x.ndim - 2, x.ndim - 1).reshape(len(x), *sizes, *rest)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -121,6 +121,8 @@ class Cut(NamedTuple):
 class Rectangles(Call):
     """The layout of a call: its maps cut by queries, for the result and their gradient, and by keys, for theirs."""
 
+    AXES = 2
+
     @functools.cached_property
     def _windows(self):
         """((start, stop) of the keys of each query, (start, stop) of the queries of each key), an axis."""
@@ -210,6 +212,8 @@ def refusal(q, k, v, shape, options, biased, additional):
         return "additional_keys: not by the GPU kernels"
     if options["border"] == "zero":
         return "border='zero': not by the GPU kernels"
+    if len(shape) - 3 > Rectangles.AXES:
+        return "maps of three axes: not by the GPU kernels"
     reason = beyond(q, k, v, shape, options) or unequal(q, k, v) or hopper.refusal(q)
     if reason:
         return reason

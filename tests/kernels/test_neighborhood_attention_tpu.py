@@ -78,10 +78,10 @@ def test_what_a_band_takes_does_not_grow_with_the_map():
         bands = query_tiles.QueryTiles.of((1, *size, 4, 32), options).bands
         return [len(cut.first) for cut in bands], 128 * np.prod([cut.keys for cut in bands])
 
-    assert sums(64, 64) == ([1, 1], 128 * 64 * 64)
+    assert sums(64, 64) == ([1, 1, 1], 128 * 64 * 64)
     for size in ((256, 256), (1024, 1024)):
         bands, elements = sums(*size)
-        assert min(bands) > 1
+        assert min(bands[1:]) > 1
         assert elements <= key_bands.SUMS
 
 
@@ -248,7 +248,6 @@ def test_explain_says_why_xla_runs():
     assert refused() == ""
     assert refused(border="zero") == ""
     assert "dilation=3 does not divide the 16" in refused(dilation=3)
-    assert "three axes" in refused((4, 4, 4))
     assert refused(return_lse=True) == ""
     assert "too wide" in refused((200, 210))
     assert refused((256, 256), kernel_size=31) == ""

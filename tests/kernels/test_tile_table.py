@@ -1,6 +1,8 @@
 """Tiles that are not the rule's: kernels of any tile equal the definition, and rows of the table overrule rules."""
 
 import functools
+import itertools
+import math
 
 import hypothesis
 import jax
@@ -51,14 +53,19 @@ def test_windows_of_any_number_at_once(batch, rows, columns, shift, at_once):
 
 @pytest.mark.heavy
 @few
-@hypothesis.given(st.data(), st.integers(1, 2), st.sampled_from([4, 6, 8]), st.sampled_from([8, 16, 24]))
-def test_neighborhoods_of_any_tile(data, batch, height, width):
+@hypothesis.given(
+    st.data(), st.integers(1, 2), st.sampled_from([(4,), (6,), (8,), (3, 4), (4, 3)]), st.sampled_from([8, 16, 24])
+)
+def test_neighborhoods_of_any_tile(data, batch, others, width):
+    """Of maps of two and of three axes; `others`: all but the columns."""
     columns = data.draw(st.sampled_from([n for n in range(8, width + 1, 8) if width % n == 0]))
-    rows = [n for n in range(1, height + 1) if height % n == 0 and n * columns >= min(32, height * columns)]
-    tile = data.draw(st.sampled_from(rows)), columns
-    rng = np.random.default_rng(0)
-    arrays, pairs = rng.normal(size=(3, batch, height, width, 2, 16)), dict(stride=(1, 1), dilation=(1, 1))
-    options = dict(kernel_size=(3, 5), is_causal=(False, False), border="shift", **pairs)
+    cuts = itertools.product(*([n for n in range(1, m + 1) if m % n == 0] for m in others))
+    fitting = [cut for cut in cuts if math.prod(cut) * columns >= min(32, math.prod(others) * columns)]
+    tile = (*(1,) * (2 - len(others)), *data.draw(st.sampled_from(fitting)), columns)
+    rng, axes = np.random.default_rng(0), 1 + len(others)
+    arrays = rng.normal(size=(3, batch, *others, width, 2, 16))
+    options = dict(kernel_size=(3, 3, 5)[-axes:], is_causal=(False,) * axes, border="shift")
+    options |= dict(stride=(1,) * axes, dilation=(1,) * axes)
     expected, _ = neighborhood_reference.neighborhood_attention(*arrays, bias=None, scale=16**-0.5, **options)
     assert_equals_definition(neighborhood_attention, "neighborhood_attention.tpu", tile, arrays, options, expected)
 
@@ -91,7 +98,7 @@ LAYOUTS = {
     "window_attention.tpu": (lambda: Bands(2, (14, 14), (7, 7), (0, 0), (1, 1), Heads(4, 32)), "at_once", 8),
     "window_attention.gpu": (lambda: Runs(2, (14, 14), (7, 7), (0, 0), (1, 1), 4, 32), "blocks", 528),
     "neighborhood_attention.tpu": (
-        lambda: QueryTiles(2, (32, 64), Heads(4, 32), (7, 7), (1, 1), (False, False), "shift"), "tile", (8, 16)
+        lambda: QueryTiles(2, (1, 32, 64), Heads(4, 32), (1, 7, 7), (1,) * 3, (False,) * 3, "shift"), "tile", (1, 8, 16)
     ),
     "linear_attention.tpu": (lambda: TokenTiles(2, 4096, Heads(4, 32)), "tile", 1024),
     "causal_linear_attention.tpu": (lambda: Chunks(2, 4096, Heads(4, 32), False, False), "size", 128),
@@ -120,13 +127,13 @@ def test_a_row_overrules_the_rule_on_its_device(kernel, monkeypatch):
 
 
 def test_tiles_of_neighborhoods_cut_the_map_evenly():
-    for size in ((56, 56), (28, 28), (14, 14), (64, 64), (1, 4096), (30, 40)):
+    for size in ((1, 56, 56), (1, 28, 28), (1, 14, 14), (1, 1, 4096), (1, 30, 40), (8, 56, 56), (10, 9, 14)):
         with tile_table.asked() as asked:
-            QueryTiles(1, size, Heads(4, 32), (7, 7), (1, 1), (False, False), "shift")
-        for rows, columns in asked[0].candidates:
-            assert size[0] % rows == size[1] % columns == 0
-            assert columns % 8 == 0 or columns == size[1]
-            assert 32 <= rows * columns <= 256
+            QueryTiles(1, size, Heads(4, 32), (1, 7, 7), (1,) * 3, (False,) * 3, "shift")
+        for planes, rows, columns in asked[0].candidates:
+            assert size[0] % planes == size[1] % rows == size[2] % columns == 0
+            assert columns % 8 == 0 or columns == size[2]
+            assert 32 <= planes * rows * columns <= 256
 
 
 def test_a_chunk_size_that_is_not_the_rows_is_refused(monkeypatch):

@@ -24,8 +24,8 @@ from vision_jax.parallel import hlo, topology, work
 class Block(NamedTuple):
     """An attention block: tokens, projected to heads, attended to, projected back.
 
-    `size`: (H, W) of a map, or (N,). `attend`: a function of q, k, v [batch, *size, heads, head_dim] and of the
-    implementation, and of the bias if `bias`, the shape of one, is given.
+    `size`: (D, H, W) or (H, W) of a map, or (N,). `attend`: a function of q, k, v [batch, *size, heads, head_dim] and
+    of the implementation, and of the bias if `bias`, the shape of one, is given.
     """
 
     name: str
@@ -42,9 +42,10 @@ def _windows(name, batch, side, heads, window, shift):
     return Block(name, batch, (side, side), heads, attend, (heads, window**2, window**2))
 
 
-def _neighbors(name, batch, side, heads, kernel):
+def _neighbors(name, batch, size, heads, kernel):
+    """`size`, `kernel`: one number for each axis of the map."""
     attend = functools.partial(neighborhood_attention, kernel_size=kernel)
-    return Block(name, batch, (side, side), heads, attend, (heads, 2 * kernel - 1, 2 * kernel - 1))
+    return Block(name, batch, size, heads, attend, (heads, *(2 * k - 1 for k in kernel)))
 
 
 def _rank_augmented(name, batch, side, heads, head_dim):
@@ -75,11 +76,12 @@ BLOCKS = (
     _windows("Swin-T stage 1, window 7, shifted", 16, 56, 3, 7, 3),
     _windows("64 x 64 map, window 8, shifted", 16, 64, 8, 8, 4),
     _windows("256 x 256 map, window 8, shifted", 1, 256, 4, 8, 4),
-    _neighbors("NAT-B stage 1, kernel 7", 16, 56, 4, 7),
-    _neighbors("NAT-B stage 2, kernel 7", 16, 28, 8, 7),
-    _neighbors("64 x 64 map, kernel 7", 4, 64, 4, 7),
-    _neighbors("64 x 64 map, kernel 13", 4, 64, 4, 13),
-    _neighbors("256 x 256 map, kernel 7", 1, 256, 4, 7),
+    _neighbors("NAT-B stage 1, kernel 7", 16, (56, 56), 4, (7, 7)),
+    _neighbors("NAT-B stage 2, kernel 7", 16, (28, 28), 8, (7, 7)),
+    _neighbors("64 x 64 map, kernel 7", 4, (64, 64), 4, (7, 7)),
+    _neighbors("64 x 64 map, kernel 13", 4, (64, 64), 4, (13, 13)),
+    _neighbors("256 x 256 map, kernel 7", 1, (256, 256), 4, (7, 7)),
+    _neighbors("8 x 56 x 56 video, kernel 3 x 7 x 7", 4, (8, 56, 56), 4, (3, 7, 7)),
     _rank_augmented("RAVLT-B stage 2, 64 x 64 map", 16, 64, 2, 96),
     _rank_augmented("RAVLT-B stage 2, 256 x 256 map", 1, 256, 2, 96),
     _unnormalized("L2ViT-B stage 1, 64 x 64 map", 16, 64, 4, 32),
