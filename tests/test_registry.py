@@ -119,6 +119,8 @@ def test_registered_values_are_such_as_may_be_given():
         config = model_info(name).config
         given = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
         assert checked(name, config, given) == given
+        defaults = {field.name: field.default for field in dataclasses.fields(config)}
+        assert checked(name, config, defaults) == defaults
 
 
 def test_fields_may_come_from_json():

@@ -26,7 +26,8 @@ def checked(name, config, fields):
       InputError: an unknown field; a value of another type, or beyond what the field can mean in any family.
     """
     known = typing.get_type_hints(type(config))
-    known = {field.name: known[field.name] for field in dataclasses.fields(config)}
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    known = {field: known[field] for field in defaults}
     out = {}
     for field, value in fields.items():
         if field not in known:
@@ -36,7 +37,8 @@ def checked(name, config, fields):
         if not any(_is(value, kind) for kind in kinds):
             wanted = " or ".join(SAID.get(kind, kind.__name__) for kind in kinds)
             raise InputError(f"{field}={value!r} of {name}: {wanted} is wanted")
-        if _all_numbers(getattr(config, field)) and isinstance(value, tuple) and not _all_numbers(value):
+        has_numbers = _all_numbers(value) or value == defaults[field]
+        if _all_numbers(getattr(config, field)) and isinstance(value, tuple) and not has_numbers:
             raise InputError(f"{field}={value!r} of {name}: a tuple of numbers is wanted, as {getattr(config, field)}")
         _check_range(name, field, value)
         out[field] = _dtype(name, value) if field == "dtype" else value

@@ -112,7 +112,7 @@ def test_every_kernel_is_asked_for_its_tiles(built):
     assert found == {
         "window_attention.tpu": (((7, 7), 32), "swin_t 1 at 224"),
         "window_attention.gpu": (((7, 7), 32), "swin_t 1 at 224"),
-        "neighborhood_attention.tpu": (((28, 28), (7, 7), 32), "nat_b 2 at 224, kernel 7"),
+        "neighborhood_attention.tpu": (((1, 28, 28), (1, 7, 7), 32), "nat_b 2 at 224, kernel 7"),
         "linear_attention.tpu": ((4096, 32), "l2vit_b 1 of 4096 tokens"),
         "causal_linear_attention.tpu": ((64,), "vir_b of 4096 tokens"),
     }
