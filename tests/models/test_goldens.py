@@ -121,6 +121,7 @@ def test_float32(key):
     assert golden.rounding(golden.sample(logits), arrays["logits"]) < FLOAT32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", CASES)
 def test_every_leaf_is_seen(key):
     """The check is checked: a leaf or a third of a projection that changes must change a value."""

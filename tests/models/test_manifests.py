@@ -74,7 +74,7 @@ COUNTED_AS = {
 }
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), VARIANTS, ids=lambda value: value)
 def test_multiply_adds(family, name, monkeypatch):
     """Counted with scanned blocks, where a family has them: one body a stage is traced. No counter sees transforms."""
