@@ -165,6 +165,7 @@ class Checkpointer:
         return max(judged)[1] if judged else None
 
     def _open(self):
+        orbax_errors.ignore_late_work()
         self._orbax = ocp.training.Checkpointer(self.directory, preservation_policy=self, cleanup_tmp_directories=True)
 
     def _set_aside(self, steps):
@@ -243,7 +244,7 @@ def _first_whole(load, directory, steps, step):
         raise unknown("checkpoint step", step, steps)
     if not steps:
         raise InputError(f"no checkpoint in {directory}")
-    orbax_errors.ignore_late_reads()
+    orbax_errors.ignore_late_work()
     causes = {}
     for candidate in [step] if step is not None else sorted(steps, reverse=True):
         try:

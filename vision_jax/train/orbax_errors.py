@@ -27,19 +27,26 @@ def unsaid():
         absl_logger.setLevel(level)
 
 
-def ignore_late_reads():
-    """To be called before a load: where one read fails, the others still end, later, each with its own traceback."""
+def ignore_late_work():
+    """To be called before Orbax works: its threads outlive what was asked for, and end with tracebacks of their own.
+
+    Where one read fails, the others go on; and what a killed run left half-written is cleared away in the background,
+    or at the next start if the process ends first.
+    """
     for logger in (logging.getLogger("asyncio"), absl_logging.get_absl_logger()):
         logger.addFilter(_not_late)
-    if not getattr(sys.excepthook, "ignores_late_reads", False):
+    if not getattr(sys.excepthook, "ignores_late_work", False):
         sys.excepthook = _unless_late(sys.excepthook, lambda kind, error, traceback: error)
         sys.unraisablehook = _unless_late(sys.unraisablehook, lambda unraisable: unraisable.exc_value)
 
 
 def _is_late(error):
     told = str(error)
-    # the second where the process ends before the reads do
-    endings = ("Event loop is closed", "cannot schedule new futures after shutdown")
+    endings = (
+        "Event loop is closed",
+        "cannot schedule new futures after shutdown",  # this and the next where the process ends first
+        "cannot schedule new futures after interpreter shutdown",
+    )
     return told in endings or told.startswith("Encountered error while reading array index")
 
 
@@ -52,5 +59,5 @@ def _unless_late(before, error_of):
         if not _is_late(error_of(*args)):
             before(*args)
 
-    hook.ignores_late_reads = True
+    hook.ignores_late_work = True
     return hook
