@@ -37,7 +37,7 @@ CASES = {
     ),
     "sapiens2": Case(
         "vit_base_patch16_sapiens2",
-        dict(DINO, depth=3, num_heads=6, num_kv_heads=2, full_blocks=1, reg_tokens=2),
+        dict(DINO, depth=3, num_heads=6, num_kv_heads=2, full_blocks=1, reg_tokens=2, rotary_rescale=1.0),
         "timm:vit_base_patch16_sapiens2",
         dict(DINO, depth=3, num_heads=6, num_kv_heads=(6, 2, 6), num_reg_tokens=2, **UNSCALED),
         size=(16, 32),

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vision_jax.layers.rotary import MixedFrequencies, MixedRotary, Rotary, axial_angles, rotate
+from vision_jax.functional import Train
+from vision_jax.layers.rotary import MixedFrequencies, MixedRotary, Rotary, axial_angles, random_factor, rotate
 
 
 def test_angles_count_rows_then_columns():
@@ -45,14 +46,15 @@ def test_narrow_types_turn_in_float32():
 def test_rotary_of_a_grid():
     """Every option against the definition, one channel pair at a time; tokens before the patches stay."""
     x = np.random.default_rng(0).normal(size=(1, 1 + 6, 1, 8))
-    for reference, offset, columns_first, centred, halves in (
-        (None, 0.0, False, False, False),
-        (4, 1.0, True, False, False),
-        (None, 0.0, False, True, True),
+    for reference, offset, columns_first, centred, halves, factor in (
+        (None, 0.0, False, False, False, 1.0),
+        (4, 1.0, True, False, False, 1.0),
+        (None, 0.0, False, True, True, 1.0),
+        (None, 0.0, False, True, True, np.float64(1.5)),
     ):
         rotary = Rotary((2, 3), 1, 100.0, reference, offset, columns_first, centred, halves)
         with jax.enable_x64(True):
-            ours = np.asarray(rotary(jnp.asarray(x)))
+            ours = np.asarray(rotary(jnp.asarray(x), jnp.asarray(factor)))
         np.testing.assert_array_equal(ours[:, :1], x[:, :1])
         for token, place in enumerate(np.ndindex(2, 3)):
             for pair in range(4):
@@ -60,11 +62,19 @@ def test_rotary_of_a_grid():
                 count, n = place[axis], (2, 3)[axis]
                 where = (count + offset) / n * reference if reference else count + offset
                 where = 2 * math.pi * (2 * (count + 0.5) / n - 1) if centred else where
-                angle = where / 100 ** (pair % 2 / 2)
+                angle = factor * where / 100 ** (pair % 2 / 2)
                 first, second = (pair, pair + 4) if halves else (2 * pair, 2 * pair + 1)
                 a, b = x[0, 1 + token, 0, [first, second]]
                 wanted = a * math.cos(angle) - b * math.sin(angle), b * math.cos(angle) + a * math.sin(angle)
                 np.testing.assert_allclose(ours[0, 1 + token, 0, [first, second]], wanted, atol=1e-14)
+
+
+def test_random_factors_are_log_uniform():
+    """Four quarters of the logarithm's range are met alike, within four errors of 1,000 draws."""
+    factors = jax.vmap(lambda key: random_factor(Train(key), 2.0))(jax.random.split(jax.random.key(0), 1000))
+    counts, _ = np.histogram(np.log2(factors), bins=4, range=(-1, 1))
+    assert counts.sum() == 1000
+    np.testing.assert_allclose(counts, 250, atol=4 * math.sqrt(1000 * 3 / 16))
 
 
 def test_mixed_rotary_of_a_grid():

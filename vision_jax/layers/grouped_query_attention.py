@@ -20,7 +20,7 @@ class GroupedQueryAttention(nnx.Module):
       num_kv_heads: heads of keys and values; divides num_heads.
       qkv_bias: whether the projections to queries, keys and values have a bias.
       qk_norm: a norm `(head_dim) -> module` on queries and keys, or None.
-      rotary: turns queries and keys, [B, N, heads, head_dim] -> the same, or None; hashable.
+      rotary: turns queries and keys, [B, N, heads, head_dim], *context -> the same, or None; hashable.
       attn_drop, proj_drop: dropout of the attention weights and of the result.
       linear: what makes the projection of the result, a `Linear`.
       dtype: dtype of the computation; the softmax is at least float32.
@@ -38,12 +38,12 @@ class GroupedQueryAttention(nnx.Module):
         self.q_norm, self.k_norm = (qk_norm(head_dim), qk_norm(head_dim)) if qk_norm else (None, None)
         self.proj = linear(dim, dim, dtype=dtype)
 
-    def __call__(self, x, train=None):
+    def __call__(self, x, train=None, *context):
         q, (k, v) = self.q(x).reshape(*x.shape[:2], self.num_heads, -1), self.kv(x)
         if self.q_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rotary:
-            q, k = self.rotary(q), self.rotary(k)
+            q, k = self.rotary(q, *context), self.rotary(k, *context)
         k, v = (jnp.repeat(part, self.shared, axis=2) for part in (k, v))
         probabilities = tap(self, "probabilities", attention_probabilities(q, k))
         out = aggregate(dropout(probabilities, self.attn_drop, train), v).reshape(x.shape)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -56,8 +57,9 @@ class Rotary:
     centred: bool = False
     halves: bool = False
 
-    def __call__(self, x):
-        turned = rotate(x[:, self.prefix :], self.angles(x.shape[-1]), halves=self.halves)
+    def __call__(self, x, factor=1.0):
+        """Queries or keys, and what all places are multiplied by, a number or a scalar array -> the same."""
+        turned = rotate(x[:, self.prefix :], factor * self.angles(x.shape[-1]), halves=self.halves)
         return jnp.concatenate([x[:, : self.prefix], turned], axis=1) if self.prefix else turned
 
     @functools.cache
@@ -74,6 +76,14 @@ class Rotary:
         if self.centred:
             return 2 * np.pi * ((2 * places + 1) / n - 1)
         return places if self.reference is None else places / n * self.reference
+
+
+def random_factor(train, most):
+    """One number for all places of a batch, between 1 / most and most, log-uniform; [] in float32.
+
+    So a model learns many scales of its grid (DINOv3, arXiv:2508.10104: "box jittering").
+    """
+    return jnp.exp(jax.random.uniform(train.key(), (), jnp.float32, -np.log(most), np.log(most)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,9 @@ bias. Official repository: baaivision/EVA; compared here with timm's, as is what
 - ViTs with rotary positions, of timm's own training and of RoPE-ViT (Heo et al., 2024, arXiv:2403.13298), some with
   learned frequencies ("mixed"). Official: naver-ai/rope-vit.
 - DINOv3 (Simeoni et al., 2025, arXiv:2508.10104): rotary positions on a grid from -1 to 1, none learned. Training's
-  random scaling of that grid is not here, nor in timm's models. Official: facebookresearch/dinov3. LingBot-Vision (Fu
-  et al., 2026, arXiv:2607.05247) and EUPE are the same networks with other weights.
+  random scaling of that grid is off, as in timm's models; rotary_rescale=2 is the official code's. Official:
+  facebookresearch/dinov3. LingBot-Vision (Fu et al., 2026, arXiv:2607.05247) and EUPE are the same networks with other
+  weights.
 - Perception Encoder (Bolya et al., 2025, arXiv:2504.13181): rotary positions that count columns first, a norm before
   the first block, pooling by attention. Official: facebookresearch/perception_models.
 - Sapiens2 (2026, arXiv:2604.21681): see `sapiens2.py`.

@@ -8,7 +8,7 @@ from vision_jax.layers.attention import QKV, Attention, FreeKeysQKV
 from vision_jax.layers.glu import GLU, GatedMlp
 from vision_jax.layers.linear import Linear
 from vision_jax.layers.mlp import Mlp
-from vision_jax.layers.rotary import MixedFrequencies, MixedRotary, Rotary
+from vision_jax.layers.rotary import MixedFrequencies, MixedRotary, Rotary, random_factor
 from vision_jax.models.vit import VisionTransformer, ViTConfig, settle
 from vision_jax.parameters import Damped, Normal, trunc_normal, zeros
 from vision_jax.registry import check
@@ -23,6 +23,8 @@ class EvaConfig(ViTConfig):
       rotary: None, "index" for positions counted in patches, "centred", from -1 to 1, or "mixed", counted in patches
         and turned by learned frequencies that start from rotary_temperature.
       rotary_reference, rotary_temperature, rotary_offset, rotary_columns_first: as in `layers.rotary.Rotary`.
+      rotary_rescale: training multiplies centred positions by one random number a batch, between 1 / rotary_rescale and
+        rotary_rescale.
     """
 
     global_pool: str = "avg"
@@ -32,12 +34,16 @@ class EvaConfig(ViTConfig):
     rotary_temperature: float = 10_000.0
     rotary_offset: float = 0.0
     rotary_columns_first: bool = False
+    rotary_rescale: float = 1.0
 
     def __post_init__(self):
         super().__post_init__()
         settle(self, distilled=False, act="gelu", qk_norm=False)
         kinds = (None, "index", "centred", "mixed")
         check(self.rotary in kinds, f"rotary={self.rotary!r}: one of {', '.join(map(repr, kinds))}")
+        most = self.rotary_rescale
+        check(most >= 1, f"rotary_rescale={most}: 1 or more")
+        check(most == 1 or self.rotary == "centred", f"rotary_rescale={most} is for rotary='centred'")
         width = self.embed_dim // self.num_heads
         check(
             not self.rotary or width % 4 == 0,
@@ -76,6 +82,11 @@ class Eva(VisionTransformer):
     def block_inputs(self):
         """The learned frequencies of each block, [depth, 2, heads, head_dim / 2], or None."""
         return self.rope() if self.rope else None
+
+    def block_context(self, train=None):
+        """What training multiplies all places by."""
+        most = self.config.rotary_rescale
+        return (random_factor(train, most),) if train and most > 1 else ()
 
     def make_attention(self, index):
         """The token mixer of a block."""

@@ -2,8 +2,7 @@
 
 DINOv3's positions, norms that only rescale, also of queries and keys, gated networks, and in the blocks between the
 first and the last ones fewer heads of keys and values than of queries. Attention alone has a layer scale. Official
-repository: facebookresearch/sapiens2, whose code takes the positions' sines in bfloat16; here as in timm in float32. In
-training timm's models scale the positions by a random factor up to 2; here they stay as they are.
+repository: facebookresearch/sapiens2, whose code takes the positions' sines in bfloat16; here as in timm in float32.
 """
 
 import dataclasses
@@ -35,6 +34,7 @@ class Sapiens2Config(EvaConfig):
     position: str = "none"
     rotary: str | None = "centred"
     rotary_temperature: float = 100.0
+    rotary_rescale: float = 2.0
     key_bias: bool = True
     layer_scale_init: float | None = 1.0
     num_kv_heads: int = 6
