@@ -38,6 +38,7 @@ def cases(draw):
     )
 
 
+@pytest.mark.heavy
 @settings(max_examples=15)
 @given(cases())
 def test_equals_the_definition(case):
@@ -114,6 +115,7 @@ def random_options(rng, kind, size=(8, 6), heads=2, head_dim=4):
     return q, k, v, options
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["halo", "halo of zeros", "strided", "shared", "routed", "terms"])
 @pytest.mark.parametrize("groups", [1, 3])
 def test_every_other_option_equals_the_definition(monkeypatch, kind, groups):

@@ -33,6 +33,7 @@ def windows(x, window, stride, padding, ceil_mode):
     ]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("ceil_mode", [False, True])
 @pytest.mark.parametrize(
     ("window", "stride", "padding"), [(2, 2, 0), (3, 1, 1), (3, 2, 1), (2, 3, 0), (3, 3, 0), (2, 2, 1)]

@@ -50,6 +50,7 @@ def both(name, dtype, wanted):
     return plain, other
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", LAYERS)
 def test_float32_gradients_of_bfloat16_layers(name):
     plain, wide = both(name, jnp.bfloat16, jnp.float32)

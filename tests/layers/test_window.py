@@ -8,6 +8,7 @@ import windows
 from vision_jax.layers.window import WindowAttention
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("size", "window", "shift"),
     [((4, 6), (2, 3), (0, 0)), ((4, 6), (2, 3), (1, 1)), ((5, 7), (3, 3), (1, 1)), ((3, 5), (3, 4), (0, 2))],

@@ -15,6 +15,7 @@ for name in vj.list_models():
 OTHERS = ("deit_tiny_distilled_patch16_224", "vit_base_patch16_siglip_224", "vit_small_patch14_reg4_dinov2")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", [*FIRST.values(), *OTHERS])
 def test_every_family(name):
     model = vj.create_model(name, abstract=True, num_classes=7)

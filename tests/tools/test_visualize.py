@@ -48,6 +48,7 @@ def neighbour_layer(kernel=(3, 3), dilation=(1, 1)):
     return layer, lambda size: attention.neighborhood_keys(size, kernel, dilation)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("made", "size"),
     [
@@ -73,6 +74,7 @@ def test_values_of_the_keys_weighted_are_what_the_layer_gives(made, size):
     np.testing.assert_allclose(layer.proj(jnp.asarray(weighted)), out, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("family", MODELS)
 def test_weights_sum_to_one_over_the_keys(family):
     model = MODELS[family]()
@@ -137,6 +139,7 @@ def test_rollout_of_a_vit_is_the_papers_product():
             np.testing.assert_allclose(visualize.rollout(model, x)[image], found)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("made", [swin, nat])
 def test_rollout_through_stages(made):
     """A stage's end as a matrix: each token is a quarter of each of the four of its place."""
