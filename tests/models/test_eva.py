@@ -16,10 +16,10 @@ from vision_jax.layers.rotary import Rotary
 from vision_jax.models.eva import model as eva
 
 
-def sapiens2(**fields):
-    """The golden's model with its weights, and images."""
-    case, (arrays, record) = CASES["sapiens2"], golden.load("sapiens2")
-    case = dataclasses.replace(case, fields={**case.fields, "rotary_rescale": 2.0, **fields})
+def made(key, **fields):
+    """A golden's model with its weights, and images."""
+    case, (arrays, record) = CASES[key], golden.load(key)
+    case = dataclasses.replace(case, fields={**case.fields, **fields})
     return filled(case, record, arrays), golden.images(case.size)
 
 
@@ -31,8 +31,9 @@ def trained(model, images, key=0):
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("scan_blocks", [False, True])
-def test_training_rescales_the_places_in_every_block(monkeypatch, scan_blocks):
-    model, images = sapiens2(scan_blocks=scan_blocks)
+@pytest.mark.parametrize("key", ["sapiens2", "dinov3"])
+def test_training_rescales_the_places_in_every_block(monkeypatch, key, scan_blocks):
+    model, images = made(key, rotary_rescale=2.0, scan_blocks=scan_blocks)
     assert golden.error(trained(model, images), trained(model, images, 1)) > 1e-3
     unchanged = vj.jit(model)(images)
     with monkeypatch.context() as patch:
@@ -46,10 +47,9 @@ def test_training_rescales_the_places_in_every_block(monkeypatch, scan_blocks):
 
 
 @pytest.mark.heavy
-def test_dinov3_learns_many_scales_where_it_is_asked_to():
-    model = vj.create_model("vit_small_patch16_dinov3", img_size=32, embed_dim=24, depth=2, num_heads=3, num_classes=7)
+def test_dinov3_is_not_rescaled_unless_it_is_asked_for():
+    model, images = made("dinov3")
     assert model.config.rotary_rescale == 1
-    images = golden.images((32, 32))
     np.testing.assert_array_equal(trained(model, images), trained(model, images, 1))
 
 
@@ -66,7 +66,7 @@ def test_what_cannot_be_rescaled():
 def test_rescaled_places_equal_timm(reference, monkeypatch):
     """In training, both models given the number that timm draws."""
     torch, case, (_, record) = reference("torch"), CASES["sapiens2"], golden.load("sapiens2")
-    model, images = sapiens2()
+    model, images = made("sapiens2", rotary_rescale=2.0)
     name, kwargs = case.theirs.removeprefix("timm:"), {**case.kwargs, "rope_rescale_coords": 2.0}
     theirs = reference("timm").create_model(name, **kwargs).train()
     with torch.no_grad():
